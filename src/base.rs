@@ -1,0 +1,5 @@
+//! The vocabulary every layer shares: time, outcomes, limits. Must not know any other module of this crate.
+
+pub mod limits;
+pub mod outcome;
+pub mod time;

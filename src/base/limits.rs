@@ -1,0 +1,24 @@
+//! Every bound of the program in one place, each with its reason. Units come last in the names.
+
+/// Longest request line. gunicorn's default is 4094 and its maximum 8190; RFC 9112 §3 asks for at least 8000.
+pub const REQUEST_LINE_BYTES_MAX: usize = 8190;
+/// Longest request or response head, the sum of all lines.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Longest single field line of a request: gunicorn's `limit_request_field_size`.
+pub const FIELD_LINE_BYTES_MAX: usize = 8190;
+/// Most field lines in a head: gunicorn's `limit_request_fields`.
+pub const FIELDS_MAX: usize = 100;
+/// Longest method token; the longest registered one has 17 bytes (UPDATEREDIRECTREF).
+pub const METHOD_BYTES_MAX: usize = 32;
+/// Chunk extensions in one message; they are dropped, so only the work of reading them is bounded.
+pub const CHUNK_EXT_BYTES_MAX: usize = 4 * 1024;
+/// Trailer section of one message.
+pub const TRAILER_BYTES_MAX: usize = 8 * 1024;
+/// Interim (1xx) responses before one final response.
+pub const INTERIM_RESPONSES_MAX: u32 = 16;
+/// Stored variants (by Vary) of one key.
+pub const VARIANTS_MAX: usize = 16;
+/// Distinct field names in one stored Vary.
+pub const VARY_FIELDS_MAX: usize = 16;
+/// Ranges that one Range field may ask for before it is ignored (RFC 9110 §14.2 allows that).
+pub const RANGES_MAX: usize = 8;

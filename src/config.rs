@@ -1,0 +1,133 @@
+//! The effective configuration: what the file, the flags and the defaults add up to, already checked.
+//! After `load` no value can be wrong: every route names an upstream that exists, every size and time is within its bounds.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where to listen or connect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Addr {
+    Tcp(SocketAddr),
+    /// An upstream given by name, resolved off the shards: host and port.
+    Name(String, u16),
+    Unix(PathBuf),
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub server: Server,
+    /// The admin listener: `Addr::Tcp` or `Addr::Unix`.
+    pub admin: Addr,
+    pub cache: Cache,
+    pub upstreams: Vec<Upstream>,
+    pub routes: Vec<Route>,
+    pub warm: Vec<WarmList>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Server {
+    pub listen: Vec<Addr>,
+    /// The CPU of each shard; `None`: not pinned.
+    pub shards: Vec<Option<usize>>,
+    pub busy_poll: BusyPoll,
+    pub idle_timeout: Duration,
+    /// From the first byte of a request head to its last. Default 30 s.
+    pub header_timeout: Duration,
+    /// Longest time without progress while a request body is read or a response written. Default 60 s.
+    pub body_timeout: Duration,
+    pub drain_timeout: Duration,
+    /// Connections over all shards; beyond it the oldest idle one is closed, or the new one. Default 20 000, cut to the fd limit.
+    pub max_connections: usize,
+    /// Largest request body forwarded; 413 beyond it. Default unlimited (`u64::MAX`).
+    pub max_request_body: u64,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// The token that stands for us in Via and Cache-Status. Default `pilotlight`.
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BusyPoll {
+    Off,
+    For(Duration),
+    Always,
+}
+
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// All shards together, index included, in bytes.
+    pub memory: u64,
+    pub max_object: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    pub name: String,
+    pub servers: Vec<Addr>,
+    /// `None`: unlimited.
+    pub max_concurrency: Option<u32>,
+    /// 0.0 to 1.0 of `max_concurrency`. Default 0.5.
+    pub background_share: f64,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    /// Longest silence within a response body. Default 30 s.
+    pub read_timeout: Duration,
+    /// How long an unused pooled connection is kept.
+    pub idle_timeout: Duration,
+    /// Longest wait for a slot before 503. Default 30 s.
+    pub queue_timeout: Duration,
+    /// Most requests waiting for a slot. Default 1024.
+    pub max_queue: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The label in metrics: `name` if given, else host + path as configured.
+    pub name: String,
+    /// `None`: any host. Lower case, as `RequestHead::host` is.
+    pub host: Option<String>,
+    /// A prefix of the raw path.
+    pub path: String,
+    /// Index into `Config::upstreams`.
+    pub upstream: usize,
+    pub max_concurrency: Option<u32>,
+    /// `None` only when the route says `cache = false`; a route without a `[routes.cache]` table has the defaults below and so
+    /// caches only what the response itself allows.
+    pub cache: Option<RouteCache>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteCache {
+    /// Lifetime where the response says nothing about it.
+    pub ttl: Option<Duration>,
+    /// Use `ttl` whatever the response says (never stores no-store or private).
+    pub override_: bool,
+    pub stale_while_revalidate: Option<Duration>,
+    pub stale_if_error: Option<Duration>,
+    /// 0.0: off. Default 0.8.
+    pub refresh_ahead: f64,
+    pub authorization: Authorization,
+}
+
+/// What becomes of responses to requests that carry credentials (Authorization, X-API-Key).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorization {
+    /// Not stored or reused unless RFC 9111 §3.5 allows it.
+    Rfc9111,
+    /// One entry for each value of the credentials.
+    PerCredential,
+}
+
+#[derive(Debug, Clone)]
+pub struct WarmList {
+    /// Label in `pilotlight_warm_age_seconds{list}`: `name` if given, else the number of the list from 0.
+    pub name: String,
+    pub host: String,
+    /// What X-Forwarded-Proto says: `http` (the default) or `https`.
+    pub scheme: String,
+    /// Expanded targets (path and query), in order, without repeats.
+    pub targets: Vec<String>,
+    /// Sent with each request; `env:NAME` already replaced.
+    pub headers: BTreeMap<String, String>,
+}

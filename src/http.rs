@@ -1,0 +1,8 @@
+//! HTTP/1.1 on the wire: heads, framing, chunks, encoding. Strict both ways (RFC 9112); no I/O, no clock, no policy of caching.
+
+pub mod chunked;
+pub mod encode;
+pub mod fields;
+pub mod framing;
+pub mod head;
+pub mod parse;

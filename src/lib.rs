@@ -1,0 +1,5 @@
+//! pilotlight: a caching API gateway.
+
+pub mod base;
+pub mod config;
+pub mod http;

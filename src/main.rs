@@ -1,0 +1,2 @@
+//! The program: see `lib.rs`.
+fn main() {}
