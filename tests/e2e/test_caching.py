@@ -170,9 +170,10 @@ def test_several_set_cookies_stay_several(origin, gateway):
     assert gateway.get("/plain").headers.all("set-cookie") == ["a=1", "b=2"]
 
 
-def test_answers_to_authorization_are_not_shared(origin, gateway):
-    origin.on("/hour/me", lambda r: Reply(f"for {r.get('authorization')} {r.number}"))
-    ask = lambda who: gateway.get("/hour/me", {"Authorization": f"Bearer {who}"} if who else {}).text  # noqa: E731
+@pytest.mark.parametrize("field", ["Authorization", "X-API-Key"])
+def test_answers_to_credentials_are_not_shared(origin, gateway, field):
+    origin.on("/hour/me", lambda r: Reply(f"for {r.get(field)} {r.number}"))
+    ask = lambda who: gateway.get("/hour/me", {field: f"Bearer {who}"} if who else {}).text  # noqa: E731
     assert [ask("ann"), ask("bob"), ask("ann"), ask(None)] == [
         "for Bearer ann 1", "for Bearer bob 2", "for Bearer ann 3", "for None 4"]
 

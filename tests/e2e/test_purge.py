@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from harness import Closed, Connection, Gateway, is_hit
+from harness import Connection, Gateway, HttpError, is_hit
 from slow_origin import Reply
 
 CONFIG = """
@@ -54,7 +54,7 @@ class Reader(threading.Thread):
                     self.seen.append((started, int(response.text), is_hit(response), target))
                     turn += 1
                     time.sleep(0.001)
-        except (OSError, AssertionError, Closed) as e:
+        except (OSError, AssertionError, HttpError) as e:
             self.error = e
 
 
