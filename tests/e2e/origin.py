@@ -106,7 +106,8 @@ def parse_request_head(head: bytes) -> Request:
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise WireError(f"not a version: {version!r}")
     request = Request(method.decode(), target.decode(), version.decode(), parse_fields(lines[1:]), head)
-    if len(request.all("host")) != 1 or not request.get("host"):
+    # RFC 9112 §3.2: exactly one; empty where the client of HTTP/1.0 named none.
+    if len(request.all("host")) != 1:
         raise WireError(f"not exactly one Host: {request.all('host')!r}")
     framing_of(request)
     return request
@@ -332,7 +333,8 @@ class Origin:
         self.default = Route(default or echo_target)
         self.connections: list[Connection] = []
         self.requests: list[Request] = []
-        self.errors: list[str] = []
+        self.errors: list[str] = []  # what arrived and is not HTTP
+        self.failures: list[str] = []  # what a handler expected in vain
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
         self.port: int = self.listener.getsockname()[1]
         self.stopping = False
@@ -424,6 +426,9 @@ class Origin:
                 self.errors.append(f"connection {connection.number}: {error}")
         except OSError:
             pass
+        except AssertionError as error:
+            with self.lock:
+                self.failures.append(f"connection {connection.number}: {error}")
         finally:
             try:
                 stream.sock.close()

@@ -10,6 +10,8 @@ length that no other row has, by which the origin's recording is searched.
 """
 
 import json
+import re
+import threading
 import time
 from dataclasses import dataclass
 from typing import Callable
@@ -17,7 +19,7 @@ from typing import Callable
 import pytest
 
 from harness import Gateway
-from origin import Client, Closed, Exchange, Origin, Request, fetch, respond
+from origin import Client, Closed, Exchange, Origin, Request, Response, fetch, respond
 
 CONFIG = """
 [server]
@@ -236,7 +238,7 @@ for name, size in [
     ("2^64", b"10000000000000000"), ("2^64 + 5", b"10000000000000005"), ("a dot", b"5.0"), ("NUL", b"5\0"),
 ]:
     row(f"chunk size, {name}", "RFC 9112 §7.1, rule 15", chunked(size + b"\r\nhello\r\n0\r\n\r\n"), 400, in_body=True)
-row("chunk size of 2^64 - 1", "RFC 9112 §7.1, rule 15", chunked(b"ffffffffffffffff\r\nhello\r\n0\r\n\r\n"), 400, 413, in_body=True)
+row("chunk size of 2^64 - 1", "RFC 9112 §7.1, rule 15", chunked(b"ffffffffffffffff\r\nhello\r\n0\r\n\r\n"), 400, 408, 413, in_body=True, half_close=True)
 row("chunk size in capitals, leading zeros", "RFC 9112 §7.1", chunked(b"000A\r\nhellohello\r\n00\r\n\r\n"), 200, check=body_is(b"hellohello"))
 row("chunk extensions are dropped", "RFC 9112 §7.1.1, rule 16", chunked(b'5;a=b;c="d;e"\r\nhello\r\n0;x\r\n\r\n'), 200, check=body_is(b"hello"))
 row("chunk extensions over 4 KiB", "RFC 9112 §7.1.1, rule 16", chunked(b"5;a=" + b"x" * 5000 + b"\r\nhello\r\n0\r\n\r\n"), 400, in_body=True)
@@ -361,6 +363,14 @@ row("GET whose body looks like a request", "RFC 9110 §9.3.1, rule 29", head(b"C
 refused: list[tuple[str, str]] = []
 
 
+def check_reason(answer: Response) -> None:
+    """An error of the gateway's own: short JSON with a label fit for a metric."""
+    assert "json" in answer.get("Content-Type", ""), f"{answer.status} {answer.body[:100]!r}"
+    reason = json.loads(answer.body)
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", reason["error"]), reason
+    assert isinstance(reason["detail"], str), reason
+
+
 @pytest.mark.parametrize("slowly", [False, True], ids=["at once", "a byte at a time"])
 @pytest.mark.parametrize("case", REQUESTS, ids=lambda case: case.name)
 def test_request(gateway, origin, case, slowly):
@@ -398,10 +408,7 @@ def test_request(gateway, origin, case, slowly):
             assert case.check is None or case.check(seen[0]), f"{case.rule}: forwarded as {seen[0].raw!r}"
         else:
             if answer is not None:
-                reason = json.loads(answer.body)
-                assert isinstance(reason["error"], str) and reason["error"].replace("_", "").isalnum(), reason
-                assert isinstance(reason["detail"], str), reason
-                assert "json" in answer.get("Content-Type", "")
+                check_reason(answer)
                 assert answer.get("Connection", "").lower() == "close"
             assert client.closed(), "open, or more was said, after an error"
             refused.append((mark, canary))
@@ -599,10 +606,11 @@ def test_response(gateway, origin, case):
         with Client(gateway.port, timeout=4) as client:
             got = client.get(path, *fields, method=case.method)
             if got.status == 502:
-                assert case.expect in ("refused", "cut"), f"{case.rule}: {got.body!r}"
-                reason = json.loads(got.body)
-                assert reason["error"] and isinstance(reason["detail"], str), reason
+                # A gateway may fetch without the client's condition; then a 304 is an answer to nothing.
+                assert case.expect in ("refused", "cut") or case.status == 304, f"{case.rule}: {got.body!r}"
                 assert got.complete
+                if case.method != "HEAD":
+                    check_reason(got)
             elif case.expect == "refused":
                 pytest.fail(f"{case.rule}: {got.status} {got.body[:100]!r}, complete: {got.complete}")
             elif case.expect == "cut":
@@ -653,8 +661,6 @@ def test_an_answer_on_an_idle_connection_is_never_used(gateway, origin):
 
 # Rule 41: a cut answer is cut for all who wait for it, or fetched again for them; never short and whole-looking.
 def test_waiters_of_a_cut_answer_see_the_cut(gateway, origin):
-    import threading
-
     def cut(exchange):
         exchange.send(reply(LENGTH, body=BODY[:100]))
         assert origin.wait_for(lambda _: len(arrived) >= 8)
