@@ -60,7 +60,7 @@ class Reader(threading.Thread):
 
 @pytest.mark.parametrize("by", ["url", "prefix"])
 def test_no_response_that_starts_after_a_purge_is_old(origin, by):
-    content = Versioned(delay=0.02)
+    content = Versioned(delay=0.01)
     origin.on("/p/", content)
     targets = ["/p/a", "/p/b?x=1", "/p/c/d"]
     stop = threading.Event()
@@ -69,8 +69,9 @@ def test_no_response_that_starts_after_a_purge_is_old(origin, by):
         readers = [Reader(gateway.port, targets, stop) for _ in range(16)]
         for reader in readers:
             reader.start()
-        for round in range(20):
-            time.sleep(0.04 + round % 5 * 0.007)
+        for turn in range(30):
+            # Every other purge meets the fetches that the one before it caused.
+            time.sleep(0.004 if turn % 2 else 0.12 + turn % 5 * 0.007)
             content.version += 1
             if by == "prefix":
                 gateway.purge(prefix="/p/")
@@ -86,7 +87,7 @@ def test_no_response_that_starts_after_a_purge_is_old(origin, by):
         assert reader.error is None, reader.error
     responses = sorted(entry for reader in readers for entry in reader.seen)
     assert len(responses) > 500, "hardly any load"
-    assert sum(hit for _, _, hit, _ in responses) > len(responses) / 4, "hardly any hits: nothing was shown"
+    assert sum(hit for _, _, hit, _ in responses) > len(responses) / 10, "hardly any hits: nothing was shown"
     for started, version, _, target in responses:
         least = max((v for at, v in purged if at < started), default=0)
         assert version >= least, f"{target}: version {version} was served after version {least} was purged in"

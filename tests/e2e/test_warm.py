@@ -123,7 +123,7 @@ def test_jitter_spreads_the_refreshes(origin):
         seen = {}
         for request in origin.requests:
             seen.setdefault(request.target, request.at)
-    assert max(seen.values()) - min(seen.values()) > 0.02, "all refreshed at the same moment"
+    assert max(seen.values()) - min(seen.values()) > 0.05, "all refreshed at the same moment"
 
 
 @pytest.mark.parametrize("share, limit", [(0.25, 1), (0.5, 2)])
