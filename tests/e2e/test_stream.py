@@ -890,25 +890,115 @@ def test_first_byte_timeout_is_not_for_the_body():
         assert (got.status, got.body, got.complete) == (200, b"x" * 10, True)
 
 
-def test_a_head_that_never_ends_is_given_up(gateway, origin):
+@pytest.fixture(scope="module")
+def hasty(origin):
+    """A gateway with short deadlines for its clients, and a small limit for their bodies."""
+    limits = 'header_timeout = "1s"\nbody_timeout = "1s"\nmax_request_body = "1MiB"\ntrusted_proxies'
+    with Gateway(configured(origin.address).replace("trusted_proxies", limits, 1), shards=1) as running:
+        yield running
+
+
+def drip(client: Client, byte: str) -> float:
+    """Sends a byte every 100 ms until the gateway has had enough; the seconds until then."""
+    started = time.monotonic()
+    client.sock.settimeout(0.1)
+    while (waited := time.monotonic() - started) < 15:
+        if not client.send(byte):
+            break
+        try:
+            if not client.stream.fill() or client.stream.buffer:
+                break
+        except TimeoutError:
+            pass
+    client.sock.settimeout(5)
+    return waited
+
+
+def test_a_head_that_never_ends_is_given_up(hasty, origin):
     """RFC 9110 §15.5.9, rule 56: 408 or a close within the deadline, however steadily bytes drip."""
-    with Client(gateway.port, timeout=45) as client:
-        client.send("GET /drip HTTP/1.1\r\nHost: a.test\r\n")
-        client.sock.settimeout(0.25)
-        started = time.monotonic()
-        ended = False
-        while not ended and time.monotonic() - started < 40:
-            ended = not client.send("X: y\r\n")
-            try:
-                ended = ended or not client.stream.fill() or bool(client.stream.buffer)
-            except TimeoutError:
-                pass
-        assert ended, "a head may drip for ever"
-        client.sock.settimeout(5)
+    with Client(hasty.port) as client:
+        client.send("GET /drip HTTP/1.1\r\nHost: a.test\r\nX: ")
+        assert 0.5 < drip(client, "y") < 4
         with contextlib.suppress(Closed):
             assert client.response().status == 408
         assert client.closed()
     assert not origin.saw("/drip")
+
+
+def test_a_second_head_has_a_deadline_too(hasty, origin):
+    with Client(hasty.port) as client:
+        assert client.get("/whole").body == b"/whole"
+        client.send("GET /drip-second HTTP/1.1\r\nHost: a.test\r\nX: ")
+        assert 0.5 < drip(client, "y") < 4
+        with contextlib.suppress(Closed):
+            assert client.response().status == 408
+        assert client.closed()
+    assert not origin.saw("/drip-second")
+
+
+def test_a_quiet_connection_between_requests_is_no_slow_head(hasty):
+    """The head's deadline begins with its first byte; until then it is `idle_timeout` that counts."""
+    with Client(hasty.port) as client:
+        assert client.get("/quiet").body == b"/quiet"
+        client.sock.settimeout(1.6)
+        with pytest.raises(TimeoutError):
+            client.stream.fill()
+        client.sock.settimeout(5)
+        assert client.get("/quiet-no-more").body == b"/quiet-no-more"
+
+
+def test_a_body_that_stops_is_given_up(hasty, origin):
+    """Rule 56: nobody holds an upstream's slot by sending half a body."""
+    with Client(hasty.port) as client:
+        client.send("POST /half-body HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\nhalf")
+        with contextlib.suppress(Closed):
+            assert client.response().status == 408
+        assert client.closed()
+    asked = origin.to("/half-body")
+    assert not any(r.complete for r in asked)
+    assert all(origin.connections[r.connection].closed.wait(5) for r in asked)
+
+
+def test_a_client_that_stops_reading_is_given_up(hasty, origin):
+    """Rule 56: a reader that makes no progress does not hold its transfer for ever."""
+
+    def handler(x):
+        x.send(f"HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\nCache-Control: no-store\r\n\r\n")
+        for _ in range(GIB // MIB):
+            x.send(bytes(MIB))
+
+    origin.route("/stops-reading", handler)
+    with Client(hasty.port, receive_buffer=64 * 1024) as client:
+        client.send("GET /stops-reading HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        assert client.head().status == 200
+        number = origin.to("/stops-reading")[0].connection
+        assert origin.connections[number].closed.wait(15), "a stuck reader keeps its upstream connection"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_body_over_the_limit_is_refused(hasty, origin, framing):
+    """RFC 9110 §15.5.14, rule 7: by its length before it is read, and by its sum when it has none."""
+    path = f"/too-large-{framing}"
+    with Client(hasty.port) as client:
+        if framing == "length":
+            client.send(f"POST {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: {MIB + 1}\r\n\r\n")
+        else:
+            client.send(f"POST {path} HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n" + "8000\r\n" + "x" * 0x8000 + "\r\n")
+            for _ in range(40):
+                client.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+        got = client.response()
+        assert got.status == 413 and error_of(got)
+        assert got.get("Connection", "").lower() == "close"
+        assert client.closed()
+    assert not any(r.complete for r in origin.to(path))
+    assert framing == "chunked" or not origin.saw(path)
+
+
+def test_a_body_of_exactly_the_limit_is_served(hasty, origin):
+    origin.route("/just-fits", respond("done"))
+    with Client(hasty.port) as client:
+        client.send(b"POST /just-fits HTTP/1.1\r\nHost: a.test\r\nContent-Length: %d\r\n\r\n" % MIB + bytes(MIB))
+        assert client.response().body == b"done"
 
 
 # --- Client connections ----------------------------------------------------------------------------------------------------
