@@ -22,3 +22,19 @@ pub const VARIANTS_MAX: usize = 16;
 pub const VARY_FIELDS_MAX: usize = 16;
 /// Ranges that one Range field may ask for before it is ignored (RFC 9110 §14.2 allows that).
 pub const RANGES_MAX: usize = 8;
+/// Requests that wait for one fetch. A waiter is a small record; the bound stops a flood on one dead key.
+pub const WAITERS_PER_KEY_MAX: usize = 16 * 1024;
+/// Keys remembered as not shareable.
+pub const MARKERS_MAX: usize = 64 * 1024;
+/// How long such a key is remembered: long enough to release a convoy, short enough to notice a change of mind.
+pub const MARKER_MS: u64 = 2_000;
+/// Background requests at once to an upstream without a `max_concurrency`.
+pub const UNLIMITED_BACKGROUND_MAX: u32 = 8;
+/// Replicas that a shard keeps of other shards' entries.
+pub const REPLICAS_BYTES_SHARE: u64 = 4;
+/// Hits since it was stored that make an entry popular enough to be refreshed ahead.
+pub const POPULAR_HITS_MIN: u32 = 2;
+/// First wait after a failed background fetch; doubles up to `BACK_OFF_MS_MAX`.
+pub const BACK_OFF_MS: u64 = 500;
+/// Longest wait between attempts at a warm entry.
+pub const BACK_OFF_MS_MAX: u64 = 30_000;

@@ -1,0 +1,22 @@
+//! The world: sockets, buffers, the clock, and linear async code that carries out what `shard/` decides. The only place that
+//! knows monoio.
+//!
+//! Invariants: every wait on a peer has a deadline in `deadlines`; every buffer a bound; a `RefCell` is never borrowed across an await.
+
+pub mod body;
+pub mod clock;
+pub mod core;
+pub mod deadlines;
+pub mod downstream;
+pub mod exchange;
+pub mod fetch;
+pub mod listener;
+pub mod mailbox;
+pub mod notify;
+pub mod pass;
+pub mod pool;
+pub mod reply;
+pub mod runtime;
+pub mod serve;
+pub mod stream;
+pub mod tunnel;

@@ -1,0 +1,302 @@
+//! One shard as its tasks see it: the state, the ways to the other shards, the pools and the deadlines.
+
+use super::clock;
+use super::deadlines::Deadlines;
+use super::fetch;
+use super::mailbox::{Inbox, Mail, Outbox};
+use super::notify::Notify;
+use super::pool::Pool;
+use super::reply::{Leftover, Replies};
+use crate::base::outcome::FetchKind;
+use crate::base::time::Now;
+use crate::config::Config;
+use crate::control::link::{Acks, Command, ShardShared};
+use crate::route::table::Table;
+use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
+use crate::shard::query::{Query, owner_of};
+use crate::shard::state::State;
+use crate::telemetry::Telemetry;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// What all shards share, none of it ever written after the start but the atomics.
+pub struct Common {
+    pub config: Arc<Config>,
+    pub table: Table,
+    pub hasher: ahash::RandomState,
+    pub shared: Arc<[ShardShared]>,
+    pub acks: Arc<Acks>,
+    /// Resolved addresses of each upstream's servers.
+    pub servers: Vec<Vec<super::pool::Server>>,
+    /// Most connections of one shard.
+    pub connections_max: usize,
+}
+
+pub struct Shard {
+    pub id: usize,
+    pub count: usize,
+    pub common: Arc<Common>,
+    pub state: RefCell<State>,
+    pub outbox: RefCell<Outbox>,
+    pub replies: Replies,
+    pub deadlines: Deadlines,
+    pub pools: Vec<Pool>,
+    pub telemetry: Telemetry,
+    pub draining: Cell<bool>,
+    pub drain: Notify,
+    /// Client connections, and how many of them are between requests.
+    pub connections: Cell<usize>,
+    pub idle: Cell<usize>,
+    /// Fetches and passes that run.
+    pub listeners: RefCell<Vec<RawFd>>,
+    unix_offset_ms: Cell<i64>,
+    /// The date as last formatted, and for which second.
+    date: RefCell<(u64, String)>,
+    request_ids: Cell<u64>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+}
+
+const BUFFERS_MAX: usize = 64;
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
+
+impl Shard {
+    pub fn new(id: usize, count: usize, common: Arc<Common>, state: State, outbox: Outbox) -> Self {
+        let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
+        let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+        let telemetry = Telemetry::register(id, &routes, &upstreams);
+        let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
+        let shard = Self {
+            id,
+            count,
+            state: RefCell::new(state),
+            outbox: RefCell::new(outbox),
+            replies: Replies::default(),
+            deadlines: Deadlines::default(),
+            pools,
+            telemetry,
+            draining: Cell::new(false),
+            drain: Notify::default(),
+            connections: Cell::new(0),
+            idle: Cell::new(0),
+            listeners: RefCell::new(Vec::new()),
+            unix_offset_ms: Cell::new(0),
+            date: RefCell::new((0, String::new())),
+            request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
+            buffers: RefCell::new(Vec::new()),
+            common,
+        };
+        shard.sync_clock();
+        shard
+    }
+
+    /// Looks at the wall clock; in between it is the monotonic one plus an offset.
+    pub fn sync_clock(&self) {
+        self.unix_offset_ms.set(clock::unix_ms() as i64 - (clock::mono_ns() / 1_000_000) as i64);
+    }
+
+    pub fn mono_ms(&self) -> u64 {
+        clock::mono_ns() / 1_000_000
+    }
+
+    pub fn now(&self) -> Now {
+        self.now_at(clock::mono_ns())
+    }
+
+    pub fn now_at(&self, mono_ns: u64) -> Now {
+        let mono_ms = mono_ns / 1_000_000;
+        Now { mono_ms, unix_ms: mono_ms.saturating_add_signed(self.unix_offset_ms.get()) }
+    }
+
+    /// The current IMF-fixdate (RFC 9110 §5.6.7), formatted once a second.
+    pub fn with_date<T>(&self, now: Now, f: impl FnOnce(&[u8]) -> T) -> T {
+        let mut date = self.date.borrow_mut();
+        if date.0 != now.unix_secs() {
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(now.unix_secs());
+            *date = (now.unix_secs(), httpdate::fmt_http_date(time));
+        }
+        f(date.1.as_bytes())
+    }
+
+    /// A request id that no other request of this process has: 16 hexadecimal digits.
+    pub fn request_id(&self) -> [u8; 16] {
+        let id = self.request_ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.request_ids.set(id);
+        let mixed = self.common.hasher.hash_one(id);
+        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+    }
+
+    /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
+    pub fn take_buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn put_buffer(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+
+    pub fn is_trusted(&self, peer: Option<IpAddr>) -> bool {
+        match peer {
+            // Whoever may open the unix socket is on this machine and was let in by its permissions.
+            None => true,
+            Some(peer) => self.common.config.server.trusted_proxies.iter().any(|net| net.contains(&peer)),
+        }
+    }
+
+    /// Runs something on the state and carries out what follows from it.
+    pub fn with_state<T>(self: &Rc<Self>, f: impl FnOnce(&mut State) -> T) -> T {
+        let (result, actions) = {
+            let mut state = self.state.borrow_mut();
+            let result = f(&mut state);
+            (result, std::mem::take(&mut state.actions))
+        };
+        for action in actions {
+            self.carry_out(action);
+        }
+        result
+    }
+
+    fn carry_out(self: &Rc<Self>, action: Action) {
+        match action {
+            Action::Send { to, message } => self.outbox.borrow_mut().send(to, message),
+            Action::Reply { token, reply } => {
+                if let Some((reply, leftover)) = self.replies.deliver(token, reply) {
+                    self.dispose(reply, leftover);
+                }
+            }
+            Action::Fetch { query, kind, lease, stale } => {
+                let shard = Rc::clone(self);
+                monoio::spawn(fetch::run(shard, query, kind, lease, stale, None));
+            }
+        }
+    }
+
+    /// Deals with a reply whose task has left.
+    fn dispose(self: &Rc<Self>, reply: Reply, leftover: Leftover) {
+        match (reply, leftover) {
+            (Reply::Fetch { hash, lease, .. }, _) => self.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED)),
+            (Reply::Slot, Leftover::Slot { upstream, route, kind }) => self.return_slot(upstream, route, kind),
+            _ => {}
+        }
+    }
+
+    pub fn end_lease(self: &Rc<Self>, hash: u64, lease: LeaseId, outcome: FetchOutcome) {
+        let now = self.now();
+        self.with_state(|state| state.done(hash, lease, outcome, now));
+    }
+
+    pub fn return_slot(self: &Rc<Self>, upstream: u16, route: u16, kind: FetchKind) {
+        self.with_state(|state| state.slot_return(upstream, route, kind));
+    }
+
+    /// Waits for the reply to a question that `ask` puts; `None` when it takes longer than `within_ms`.
+    pub async fn ask(
+        self: &Rc<Self>,
+        leftover: Leftover,
+        within_ms: u64,
+        ask: impl FnOnce(&mut State, Token),
+    ) -> Option<Reply> {
+        let token = self.replies.open(leftover);
+        let mut guard = AskGuard { shard: Rc::clone(self), token, open: true };
+        self.with_state(|state| ask(state, token));
+        let reply = monoio::time::timeout(Duration::from_millis(within_ms), self.replies.wait(token)).await;
+        guard.open = reply.is_err();
+        reply.ok()
+    }
+
+    /// Takes what has arrived; false when there was nothing.
+    pub fn take_mail(self: &Rc<Self>, inbox: &mut Inbox) -> bool {
+        let mut any = false;
+        // Bounded, so that a flood of mail does not keep connections waiting.
+        for _ in 0..256 {
+            let Some(mail) = inbox.next() else { break };
+            any = true;
+            match mail {
+                Mail::Message(message) => {
+                    let now = self.now();
+                    self.with_state(|state| state.handle(message, now));
+                }
+                Mail::Command(command) => self.command(command),
+            }
+        }
+        any
+    }
+
+    fn command(self: &Rc<Self>, command: Command) {
+        let now = self.now();
+        match command {
+            Command::Purge { id, selector } => {
+                let gone = self.with_state(|state| state.purge(&selector, id, now));
+                self.common.acks.complete(self.id, id, gone);
+            }
+            Command::Warm { id, urls } => {
+                let accepted = urls.iter().filter(|(host, target)| self.warm_once(host, target, now)).count();
+                self.common.acks.complete(self.id, id, accepted as u64);
+            }
+            Command::Drain => self.start_drain(),
+        }
+    }
+
+    fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) -> bool {
+        let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return false };
+        let Some(cache) = &self.common.config.routes[route as usize].cache else { return false };
+        let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return false };
+        let per_credential = cache.authorization == crate::config::Authorization::PerCredential;
+        let query = Query::new(&self.common.hasher, buf, head, route, per_credential, None, true);
+        // Said by the owner alone, so that it is counted once.
+        owner_of(query.hash, self.count) == self.id
+            && self.with_state(|state| state.warm_once(&Arc::new(query), now))
+    }
+
+    fn start_drain(&self) {
+        if self.draining.replace(true) {
+            return;
+        }
+        self.drain.wake();
+        for fd in self.listeners.borrow().iter() {
+            super::deadlines::shutdown(*fd, libc::SHUT_RD);
+        }
+    }
+
+    /// Publishes what the control thread shows.
+    pub fn publish(&self, now: Now) {
+        let shared = &self.common.shared[self.id];
+        let state = self.state.borrow();
+        shared.heartbeat_mono_ms.store(now.mono_ms, Ordering::Relaxed);
+        shared.connections.store(self.connections.get() as u64, Ordering::Relaxed);
+        shared.cache_bytes.store(state.cache_bytes(), Ordering::Relaxed);
+        shared.cache_entries.store(state.cache_entries(), Ordering::Relaxed);
+        shared.waiters.store(state.waiters() as u64, Ordering::Relaxed);
+        let lists = state.warm.lists(self.common.config.warm.len());
+        for (list, slot) in lists.iter().zip(&shared.warm) {
+            slot.total.store(list.total, Ordering::Relaxed);
+            slot.filled.store(list.filled, Ordering::Relaxed);
+            slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Gives up the place in the waiting room when its task is dropped or runs out of time.
+struct AskGuard {
+    shard: Rc<Shard>,
+    token: Token,
+    open: bool,
+}
+
+impl Drop for AskGuard {
+    fn drop(&mut self) {
+        if self.open
+            && let Some((reply, leftover)) = self.shard.replies.abandon(self.token)
+        {
+            self.shard.dispose(reply, leftover);
+        }
+    }
+}

@@ -1,0 +1,642 @@
+//! One client connection: requests in, responses out, in order. Hits are answered in a loop without an await, and what a client has
+//! pipelined is answered with one write; everything else goes through `slow`.
+
+use super::body::{BodyReader, Source};
+use super::clock;
+use super::core::Shard;
+use super::deadlines::{self, DeadlineKey, Expiry};
+use super::exchange;
+use super::fetch::{self, Flight, Stage};
+use super::pass;
+use super::reply::Leftover;
+use super::serve::{self, Rest, Told};
+use super::stream::{Connected, WriteHalf};
+use crate::base::outcome::{FetchKind, Outcome};
+use crate::cache::admit::{self, LookupMode};
+use crate::cache::directives::RequestDirectives;
+use crate::cache::freshness::{self, Standing};
+use crate::cache::key;
+use crate::cache::object::Object;
+use crate::config::Authorization;
+use crate::http::encode;
+use crate::http::framing::BodyLength;
+use crate::http::head::{Method, RequestHead, ResponseHead};
+use crate::http::parse::{self, Parsed, ParseError};
+use crate::shard::message::{Failure, Reply};
+use crate::shard::query::Query;
+use monoio::buf::IoBuf;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Room for the next request's first bytes: what an idle connection keeps.
+const READ_BYTES: usize = 2048;
+/// Responses are written when so much has gathered, even if more requests are there.
+const WRITE_BYTES: usize = 64 * 1024;
+/// After an error, so long and so much is read and thrown away, so that the client gets to see the answer (RFC 9112 §9.6).
+const LINGER_MS: u64 = 1000;
+const LINGER_BYTES: usize = 256 * 1024;
+/// While draining, an idle connection gets so long for a request that may be on its way.
+pub const DRAIN_IDLE_MS: u64 = 1000;
+
+pub struct Client {
+    pub shard: Rc<Shard>,
+    pub source: Source,
+    pub write: WriteHalf,
+    pub fd: RawFd,
+    pub deadline: DeadlineKey,
+    pub peer: Option<IpAddr>,
+    pub trusted: bool,
+    head: RequestHead,
+    /// Answered, but not yet written: route, outcome.
+    unwritten: Vec<(u16, Outcome)>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        deadlines::shutdown(self.fd, libc::SHUT_RDWR);
+        self.shard.deadlines.remove(self.deadline);
+        self.shard.connections.set(self.shard.connections.get() - 1);
+    }
+}
+
+/// What is to be done after the requests that could be answered at once.
+enum Next {
+    /// Nothing complete is left: read.
+    Read,
+    /// Write and come back.
+    Again,
+    /// The request in `head` needs more than a look into the cache.
+    Slow,
+    /// This part of a stored body follows; then go on, or close.
+    Rest(Rest, bool),
+    Reject(ParseError),
+    Close,
+}
+
+/// Serves a connection until it ends.
+pub async fn run(shard: Rc<Shard>, connected: Connected) {
+    let deadline = shard.deadlines.add(connected.fd);
+    let trusted = shard.is_trusted(connected.peer);
+    shard.connections.set(shard.connections.get() + 1);
+    let mut client = Client {
+        source: Source::new(Rc::clone(&shard), connected.read, deadline),
+        write: connected.write,
+        fd: connected.fd,
+        deadline,
+        peer: connected.peer,
+        trusted,
+        head: RequestHead::new(),
+        unwritten: Vec::new(),
+        shard,
+    };
+    // An error means that the client is gone; there is nobody to tell.
+    let _ = client.serve().await;
+}
+
+impl Client {
+    async fn serve(&mut self) -> io::Result<()> {
+        let shard = Rc::clone(&self.shard);
+        // When the bytes that are being worked on arrived.
+        let mut start_ns = clock::mono_ns();
+        let mut head_by_mono_ms = None;
+        loop {
+            let mut out = shard.take_buffer();
+            let next = self.answer_buffered(&mut out, start_ns);
+            if out.is_empty() {
+                shard.put_buffer(out);
+            } else {
+                self.write_out(out).await?;
+                self.record(start_ns);
+            }
+            match next {
+                Next::Again => {}
+                Next::Close => return Ok(()),
+                Next::Read => {
+                    if !self.read_more(&mut head_by_mono_ms).await? {
+                        return Ok(());
+                    }
+                    start_ns = clock::mono_ns();
+                }
+                Next::Rest(rest, keep) => {
+                    self.write_rest(rest).await?;
+                    self.record(start_ns);
+                    if !keep {
+                        return Ok(());
+                    }
+                }
+                Next::Slow => {
+                    head_by_mono_ms = None;
+                    // Boxed: an idle connection must not carry the room that this needs.
+                    if !Box::pin(self.slow(start_ns)).await? {
+                        return Ok(());
+                    }
+                    start_ns = clock::mono_ns();
+                }
+                Next::Reject(error) => {
+                    shard.telemetry.rejected(error.label());
+                    let failure = Failure { status: error.status(), label: error.label(), detail: error.detail() };
+                    return self.refuse(failure).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for bytes; false when the client is done, or too slow.
+    async fn read_more(&mut self, head_by_mono_ms: &mut Option<u64>) -> io::Result<bool> {
+        let shard = Rc::clone(&self.shard);
+        let config = &shard.common.config.server;
+        let now_ms = shard.mono_ms();
+        let between_requests = self.source.bytes().is_empty();
+        let (by, expiry) = if between_requests {
+            self.source.shrink(READ_BYTES);
+            *head_by_mono_ms = None;
+            let idle = if shard.draining.get() { DRAIN_IDLE_MS } else { config.idle_timeout.as_millis() as u64 };
+            (now_ms + idle, Expiry::Idle)
+        } else {
+            // All of the head by then, however it trickles in.
+            let by = *head_by_mono_ms.get_or_insert(now_ms + config.header_timeout.as_millis() as u64);
+            (by, Expiry::Read)
+        };
+        if between_requests {
+            shard.idle.set(shard.idle.get() + 1);
+        }
+        let idle = IdleGuard(between_requests.then_some(&shard));
+        let room = if between_requests { READ_BYTES } else { READ_BYTES.max(self.source.bytes().len()) };
+        let result = self.source.fill(room, by, expiry).await;
+        drop(idle);
+        match result {
+            Ok(0) if !between_requests && shard.deadlines.fired(self.deadline) => {
+                shard.telemetry.rejected(HEADER_TIMEOUT.label);
+                self.refuse(HEADER_TIMEOUT).await?;
+                Ok(false)
+            }
+            Ok(count) => Ok(count > 0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers the requests that are complete in the buffer and need nothing but the cache.
+    fn answer_buffered(&mut self, out: &mut Vec<u8>, start_ns: u64) -> Next {
+        loop {
+            if self.source.bytes().is_empty() {
+                return Next::Read;
+            }
+            if out.len() > WRITE_BYTES {
+                return Next::Again;
+            }
+            match parse::request(self.source.bytes(), &mut self.head) {
+                Ok(Parsed::Partial) => return Next::Read,
+                Err(error) => return Next::Reject(error),
+                Ok(Parsed::Complete) => {}
+            }
+            let Some((rest, keep)) = self.try_hit(out, start_ns) else { return Next::Slow };
+            self.source.consume(self.head.head_len);
+            match rest {
+                Some(rest) => return Next::Rest(rest, keep),
+                None if !keep => return Next::Close,
+                None => {}
+            }
+        }
+    }
+
+    /// Appends the answer to the request in `head` if the cache has a fresh one; with what follows it, and whether to go on.
+    fn try_hit(&mut self, out: &mut Vec<u8>, start_ns: u64) -> Option<(Option<Rest>, bool)> {
+        let shard = &self.shard;
+        let bytes = self.source.bytes();
+        let view = self.head.view(bytes);
+        let target = self.head.target.of(bytes);
+        let route = shard.common.table.find(&self.head.host, target)?;
+        let cache = shard.common.config.routes[route as usize].cache.as_ref()?;
+        if !matches!(admit::lookup_mode(&self.head, view, Some(cache)), LookupMode::Cache) {
+            return None;
+        }
+        let mut scratch = shard.scratch.borrow_mut();
+        scratch.clear();
+        let credentials = (cache.authorization == Authorization::PerCredential).then_some(view);
+        key::write(&mut scratch, &self.head.host, target, credentials);
+        let hash = key::hash(&shard.common.hasher, &scratch);
+        let found = shard.state.borrow_mut().find(hash, &scratch, view)?;
+        let directives = RequestDirectives::of(view);
+        let now_mono_ms = start_ns / 1_000_000;
+        if !matches!(freshness::judge(&found.validity, &directives, now_mono_ms), Standing::Fresh { .. }) {
+            return None;
+        }
+        let keep = self.head.keep_alive && !shard.draining.get();
+        let told = Told {
+            name: &shard.common.config.server.name,
+            status: b"; hit",
+            close: !keep,
+            keep_alive_10: self.head.minor == 0,
+        };
+        let request = serve::asks_more(view).then_some(view);
+        let rest = serve::stored(out, &found, self.head.method, request, told, now_mono_ms);
+        self.unwritten.push((route, Outcome::Hit));
+        Some((rest, keep))
+    }
+
+    fn record(&mut self, start_ns: u64) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(start_ns));
+        for (route, outcome) in self.unwritten.drain(..) {
+            self.shard.telemetry.request_done(route as usize, outcome, elapsed);
+        }
+    }
+
+    /// Writes a buffer that came from the shard's store, and puts it back.
+    pub async fn write_out(&mut self, out: Vec<u8>) -> io::Result<()> {
+        let (result, out) = self.write_buf(out).await;
+        self.shard.put_buffer(out);
+        result
+    }
+
+    /// Writes all of it. Every operation must make progress within the body time-out.
+    pub async fn write_buf<B: IoBuf>(&mut self, buf: B) -> (io::Result<()>, B) {
+        let shard = Rc::clone(&self.shard);
+        let (deadline, ms) = (self.deadline, shard.common.config.server.body_timeout.as_millis() as u64);
+        let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + ms, Expiry::Both);
+        let result = self.write.write_all(buf, 0, arm).await;
+        shard.deadlines.disarm(deadline);
+        result
+    }
+
+    async fn write_rest(&mut self, rest: Rest) -> io::Result<()> {
+        self.write_buf(rest).await.0
+    }
+
+    /// Answers with an error page and ends the connection: where the next request would begin is not known.
+    async fn refuse(&mut self, failure: Failure) -> io::Result<()> {
+        let mut out = self.shard.take_buffer();
+        self.error_page(&mut out, failure, true, false);
+        self.write_out(out).await?;
+        self.linger().await;
+        Ok(())
+    }
+
+    fn error_page(&self, out: &mut Vec<u8>, failure: Failure, close: bool, omit_body: bool) {
+        let extra: &[(&str, &str)] = match failure.status {
+            503 => &[("Retry-After", "1")],
+            405 => &[("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")],
+            _ => &[],
+        };
+        let Failure { status, label, detail } = failure;
+        self.shard.with_date(self.shard.now(), |date| {
+            encode::error_page(out, status, label, detail, date, close, omit_body, extra);
+        });
+    }
+
+    /// RFC 9112 §9.6: closing with unread bytes would reset the connection and could take the answer away from the client.
+    async fn linger(&mut self) {
+        deadlines::shutdown(self.fd, libc::SHUT_WR);
+        let by = self.shard.mono_ms() + LINGER_MS;
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            let waiting = self.source.bytes().len();
+            self.source.consume(waiting);
+            match self.source.fill(READ_BYTES, by, Expiry::Both).await {
+                Ok(count) if count > 0 => left = left.saturating_sub(count),
+                _ => break,
+            }
+        }
+    }
+
+    /// Answers the request in `head` by whatever it takes; false when the connection is to be closed.
+    async fn slow(&mut self, start_ns: u64) -> io::Result<bool> {
+        let head = std::mem::take(&mut self.head);
+        let buf: Box<[u8]> = self.source.bytes()[..head.head_len].into();
+        self.source.consume(head.head_len);
+        let shard = Rc::clone(&self.shard);
+        let mut request = Request {
+            keep: head.keep_alive && !shard.draining.get(),
+            minor: head.minor,
+            method: head.method,
+            start_ns,
+            route: 0,
+            body: BodyReader::new(head.body),
+        };
+        let Some(route) = shard.common.table.find(&head.host, head.target.of(&buf)) else {
+            return self.fail(&mut request, NO_ROUTE, None).await;
+        };
+        request.route = route;
+        let bytes_max = shard.common.config.server.max_request_body;
+        if matches!(head.body, BodyLength::Known(bytes) if bytes > bytes_max) {
+            return self.fail(&mut request, exchange::BODY_TOO_LARGE, Some(Outcome::Rejected)).await;
+        }
+        let cache = shard.common.config.routes[route as usize].cache.as_ref();
+        let mode = admit::lookup_mode(&head, head.view(&buf), cache);
+        let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
+        let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
+        match mode {
+            LookupMode::Cache if request.method == Method::Get => self.through_cache(request, Arc::new(query)).await,
+            LookupMode::Cache => self.pass(request, &query, b"; fwd=miss").await,
+            LookupMode::Bypass(reason) => {
+                let status = format!("; fwd=bypass; detail={}", reason.as_str());
+                self.pass(request, &query, status.as_bytes()).await
+            }
+        }
+    }
+
+    async fn through_cache(&mut self, mut request: Request, query: Arc<Query>) -> io::Result<bool> {
+        let shard = Rc::clone(&self.shard);
+        if query.directives.only_if_cached {
+            return self.only_if_cached(request, &query).await;
+        }
+        let now = shard.now();
+        let within_ms = shard.common.lease_ms(query.route) + 1000;
+        let asked = Arc::clone(&query);
+        let reply = shard.ask(Leftover::Lease, within_ms, |state, token| state.ask(asked, token, now)).await;
+        match reply {
+            Some(Reply::Serve { object, coalesced, .. }) => {
+                let outcome = self.outcome_of(&object, coalesced);
+                self.serve_object(request, &query, object, outcome, told_status(outcome)).await
+            }
+            Some(Reply::Fetch { lease, stale, .. }) => {
+                let flight = Rc::new(Flight::default());
+                let task = fetch::run(
+                    Rc::clone(&shard),
+                    Arc::clone(&query),
+                    FetchKind::Foreground,
+                    lease,
+                    stale,
+                    Some(Rc::clone(&flight)),
+                );
+                monoio::spawn(super::listener::catch(task));
+                self.follow(request, &query, flight).await
+            }
+            Some(Reply::Alone) => self.pass(request, &query, b"; fwd=miss; detail=not_shareable").await,
+            Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
+            Some(Reply::Slot | Reply::QueueFull) | None => {
+                self.fail(&mut request, WAIT_TIMEOUT, None).await
+            }
+        }
+    }
+
+    /// RFC 9111 §5.2.1.7.
+    async fn only_if_cached(&mut self, mut request: Request, query: &Query) -> io::Result<bool> {
+        let found = self.shard.state.borrow_mut().find(query.hash, &query.key, query.view());
+        let now_mono_ms = self.shard.mono_ms();
+        match found {
+            Some(found)
+                if !matches!(
+                    freshness::judge(&found.validity, &query.directives, now_mono_ms),
+                    Standing::MustRevalidate { .. }
+                ) =>
+            {
+                let outcome = self.outcome_of(&found, false);
+                self.serve_object(request, query, Arc::clone(&found), outcome, told_status(outcome)).await
+            }
+            _ => self.fail(&mut request, NOT_CACHED, None).await,
+        }
+    }
+
+    fn outcome_of(&self, object: &Object, coalesced: bool) -> Outcome {
+        if coalesced {
+            return Outcome::Coalesced;
+        }
+        let age_secs = freshness::age_secs(&object.validity, self.shard.mono_ms());
+        if age_secs < object.validity.lifetime_secs { Outcome::Hit } else { Outcome::Stale }
+    }
+
+    async fn serve_object(
+        &mut self,
+        request: Request,
+        query: &Query,
+        object: Arc<Object>,
+        outcome: Outcome,
+        status: &[u8],
+    ) -> io::Result<bool> {
+        let shard = Rc::clone(&self.shard);
+        let told = Told {
+            name: &shard.common.config.server.name,
+            status,
+            close: !request.keep,
+            keep_alive_10: request.minor == 0,
+        };
+        let object = Rc::new(object);
+        let mut out = shard.take_buffer();
+        let rest = serve::stored(&mut out, &object, request.method, Some(query.view()), told, shard.mono_ms());
+        self.write_out(out).await?;
+        if let Some(rest) = rest {
+            self.write_rest(rest).await?;
+        }
+        self.done(&request, outcome);
+        Ok(request.keep)
+    }
+
+    pub fn done(&self, request: &Request, outcome: Outcome) {
+        let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(request.start_ns));
+        self.shard.telemetry.request_done(request.route as usize, outcome, elapsed);
+    }
+
+    async fn stale_or_error(
+        &mut self,
+        mut request: Request,
+        query: &Query,
+        failure: Failure,
+        stale: Option<Arc<Object>>,
+    ) -> io::Result<bool> {
+        match stale {
+            Some(object) => {
+                let status = format!("; hit; detail={}", failure.label);
+                self.serve_object(request, query, object, Outcome::Stale, status.as_bytes()).await
+            }
+            None => self.fail(&mut request, failure, None).await,
+        }
+    }
+
+    /// Answers with an error page; false when the connection must not be used any more.
+    pub async fn fail(
+        &mut self,
+        request: &mut Request,
+        failure: Failure,
+        outcome: Option<Outcome>,
+    ) -> io::Result<bool> {
+        // RFC 9112 §9.3: the next request begins where this one's body ends, so it must have been read.
+        request.keep = request.keep && request.body.is_done();
+        let mut out = self.shard.take_buffer();
+        self.error_page(&mut out, failure, !request.keep, request.method == Method::Head);
+        self.write_out(out).await?;
+        self.done(request, outcome.unwrap_or(Outcome::Error));
+        if !request.keep {
+            self.linger().await;
+        }
+        Ok(request.keep)
+    }
+
+    /// Serves the client from a fetch that it has started, as its bytes come.
+    async fn follow(&mut self, request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
+        // Conditions and ranges are answered from the whole representation.
+        let whole = serve::asks_more(query.view());
+        let ready = || {
+            let mut stage = flight.stage.borrow_mut();
+            match &*stage {
+                Stage::Waiting => None,
+                Stage::Storing { head, .. } if !whole => Some(Followed::Streaming(Rc::clone(head))),
+                Stage::Storing { .. } => None,
+                _ => Some(Followed::Ended(std::mem::replace(&mut *stage, Stage::Taken))),
+            }
+        };
+        match flight.changed.until(ready).await {
+            Followed::Streaming(head) => pass::stream_flight(self, request, &head, &flight).await,
+            Followed::Ended(stage) => self.ended(request, query, stage).await,
+        }
+    }
+
+    async fn ended(&mut self, mut request: Request, query: &Query, stage: Stage) -> io::Result<bool> {
+        match stage {
+            Stage::Done { object, revalidated: true } => {
+                self.serve_object(request, query, object, Outcome::Revalidated, b"; fwd=stale; fwd-status=304; stored")
+                    .await
+            }
+            Stage::Done { object, revalidated: false } => {
+                self.serve_object(request, query, object, Outcome::Miss, b"; fwd=miss; stored").await
+            }
+            Stage::Handed { exchange, prefix, reason } => {
+                let status = format!("; fwd=miss; detail={reason}");
+                pass::respond(self, request, *exchange, prefix, status.as_bytes()).await
+            }
+            Stage::Failed { failure, stale } => self.stale_or_error(request, query, failure, stale).await,
+            Stage::Cut | Stage::Waiting | Stage::Storing { .. } | Stage::Taken => {
+                self.fail(&mut request, fetch::CUT, None).await
+            }
+        }
+    }
+
+    /// Forwards a request for this client alone, its body included.
+    async fn pass(&mut self, mut request: Request, query: &Query, status: &[u8]) -> io::Result<bool> {
+        let shard = Rc::clone(&self.shard);
+        if query.head.expect_continue && !request.body.is_done() && self.source.bytes().is_empty() {
+            // RFC 9110 §10.1.1: the gateway answers it itself, exactly once; the field is not forwarded.
+            let mut out = shard.take_buffer();
+            out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.write_out(out).await?;
+        }
+        let plan = exchange::Plan {
+            query,
+            kind: FetchKind::Foreground,
+            for_cache: false,
+            validators: encode::Validators::default(),
+        };
+        let upload = (!request.body.is_done()).then_some(exchange::Upload {
+            source: &mut self.source,
+            body: &mut request.body,
+            silence_ms: shard.common.config.server.body_timeout.as_millis() as u64,
+            bytes_max: shard.common.config.server.max_request_body,
+        });
+        let mut unsent = shard.take_buffer();
+        let fd = self.fd;
+        let minor = request.minor;
+        let interim = |head: &ResponseHead, buf: &[u8]| {
+            // RFC 9110 §15.2: not to HTTP/1.0 clients. 100 was answered above.
+            if minor > 0 && head.status != 100 {
+                let mut bytes = std::mem::take(&mut unsent);
+                encode::interim(&mut bytes, head, buf);
+                unsent = send_now(fd, bytes);
+            }
+        };
+        let result = exchange::start(&shard, &plan, upload, interim).await;
+        match result {
+            Ok(exchange) => {
+                self.invalidate(query, &exchange);
+                pass::respond(self, request, exchange, Vec::new(), status).await.inspect(|_| ())
+            }
+            Err(failure) => {
+                if !unsent.is_empty() {
+                    self.write_out(unsent).await?;
+                }
+                let outcome = (failure.status < 500).then_some(Outcome::Rejected);
+                self.fail(&mut request, failure, outcome).await
+            }
+        }
+    }
+
+    /// RFC 9111 §4.4: a successful unsafe request makes what is stored for its target doubtful.
+    fn invalidate(&self, query: &Query, exchange: &exchange::Exchange) {
+        if query.head.method.is_safe() {
+            return;
+        }
+        let target = query.head.target.of(&query.buf);
+        let view = exchange.head.view(&exchange.head_buf);
+        let keys = crate::cache::invalidate::targets(
+            query.head.method,
+            exchange.head.status,
+            &query.head.host,
+            target,
+            view,
+        );
+        let now = self.shard.now();
+        for key in keys {
+            let hash = key::hash(&self.shard.common.hasher, &key);
+            self.shard.with_state(|state| state.invalidate(hash, key.into_boxed_slice(), now));
+        }
+        if query.per_credential {
+            self.shard.with_state(|state| state.invalidate(query.hash, query.key.clone(), now));
+        }
+    }
+}
+
+/// What every answer needs to know of its request.
+pub struct Request {
+    /// Whether the connection goes on afterwards.
+    pub keep: bool,
+    pub minor: u8,
+    pub method: Method,
+    pub start_ns: u64,
+    pub route: u16,
+    /// What has not been read of its body.
+    pub body: BodyReader,
+}
+
+enum Followed {
+    Streaming(Rc<(ResponseHead, Vec<u8>)>),
+    Ended(Stage),
+}
+
+struct IdleGuard<'a>(Option<&'a Rc<Shard>>);
+
+impl Drop for IdleGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(shard) = self.0 {
+            shard.idle.set(shard.idle.get() - 1);
+        }
+    }
+}
+
+fn told_status(outcome: Outcome) -> &'static [u8] {
+    match outcome {
+        Outcome::Coalesced => b"; fwd=miss; collapsed",
+        _ => b"; hit",
+    }
+}
+
+/// Sends what the socket takes at once, and returns the rest: an interim response must not wait for the final one.
+fn send_now(fd: RawFd, mut bytes: Vec<u8>) -> Vec<u8> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `bytes` is a valid range of that length; the socket is open while its client is served.
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    bytes.drain(..usize::try_from(sent).unwrap_or(0));
+    bytes
+}
+
+const HEADER_TIMEOUT: Failure = Failure {
+    status: 408,
+    label: "header_timeout",
+    detail: "the request head did not arrive within header_timeout",
+};
+const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
+const WAIT_TIMEOUT: Failure = Failure {
+    status: 504,
+    label: "fetch_wait_timeout",
+    detail: "the fetch that this request waited for did not end in time",
+};
+const NOT_CACHED: Failure = Failure {
+    status: 504,
+    label: "not_cached",
+    detail: "the request said only-if-cached, and there is no stored response that may be served",
+};
+

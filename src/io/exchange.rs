@@ -1,0 +1,384 @@
+//! One request to an upstream, up to the head of its response: a slot, a connection, the request, the answer's first bytes.
+
+use super::body::{BodyError, BodyReader, CHUNK_BYTES, Source};
+use super::core::Shard;
+use super::deadlines::Expiry;
+use super::pool::{self, UpstreamConn};
+use super::reply::Leftover;
+use crate::base::limits;
+use crate::base::outcome::FetchKind;
+use crate::http::chunked;
+use crate::http::encode::{self, Forward, Validators};
+use crate::http::framing::BodyLength;
+use crate::http::head::ResponseHead;
+use crate::http::parse::{self, Parsed};
+use crate::shard::message::{Failure, Reply};
+use crate::shard::query::Query;
+use crate::telemetry::FetchResult;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// A response whose head is here and whose body follows.
+pub struct Exchange {
+    pub conn: UpstreamConn,
+    pub head: ResponseHead,
+    pub head_buf: Vec<u8>,
+    pub body: BodyReader,
+    /// Nothing of the request is left to be sent, so the connection may be used again.
+    pub request_sent: bool,
+    pub slot: SlotGuard,
+    pub started_mono_ms: u64,
+}
+
+impl Exchange {
+    /// Puts the connection back when everything on it was complete, and ends the upstream's part of the request.
+    pub fn finish(self) {
+        let Self { conn, head, body, request_sent, slot, .. } = self;
+        let clean = request_sent && head.keep_alive && body.is_done() && conn.source.bytes().is_empty();
+        let shard = Rc::clone(&slot.shard);
+        let upstream = slot.upstream;
+        if clean {
+            shard.pools[upstream as usize].put(conn, shard.mono_ms());
+        }
+        drop(slot);
+    }
+}
+
+/// A slot of an upstream, given back when dropped.
+pub struct SlotGuard {
+    shard: Rc<Shard>,
+    pub upstream: u16,
+    route: u16,
+    kind: FetchKind,
+    /// Unlimited upstreams have nothing to give back.
+    held: bool,
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        self.shard.telemetry.upstream_ended(self.upstream as usize);
+        if self.held {
+            self.shard.return_slot(self.upstream, self.route, self.kind);
+        }
+    }
+}
+
+/// What a client sends along with its request.
+pub struct Upload<'a> {
+    pub source: &'a mut Source,
+    pub body: &'a mut BodyReader,
+    pub silence_ms: u64,
+    pub bytes_max: u64,
+}
+
+/// How an exchange is to be made.
+pub struct Plan<'a> {
+    pub query: &'a Query,
+    pub kind: FetchKind,
+    /// The full representation is wanted, for the cache.
+    pub for_cache: bool,
+    pub validators: Validators<'a>,
+}
+
+/// # Errors
+/// Why there is no response: no slot, no connection, no answer, or one that cannot be trusted.
+pub async fn start(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    mut upload: Option<Upload<'_>>,
+    mut interim: impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Exchange, Failure> {
+    let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
+    let slot = acquire(shard, upstream, plan.query.route, plan.kind).await?;
+    let started_mono_ms = shard.mono_ms();
+    let result = attempt(shard, plan, upstream, &mut upload, &mut interim).await;
+    let elapsed = Duration::from_millis(shard.mono_ms() - started_mono_ms);
+    let label = match &result {
+        Ok(_) => FetchResult::Ok,
+        Err(failure) => FetchResult::of_label(failure.label),
+    };
+    shard.telemetry.upstream_done(upstream as usize, plan.kind, label, elapsed);
+    let (conn, head, head_buf, request_sent) = result?;
+    let body = BodyReader::new(head.body);
+    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, started_mono_ms })
+}
+
+async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) -> Result<SlotGuard, Failure> {
+    let config = &shard.common.config.upstreams[upstream as usize];
+    let limited = config.max_concurrency.is_some()
+        || shard.common.config.routes[route as usize].max_concurrency.is_some()
+        || kind.is_background();
+    if limited {
+        let leftover = Leftover::Slot { upstream, route, kind };
+        let within_ms = config.queue_timeout.as_millis() as u64;
+        let mut asked = None;
+        let reply = shard
+            .ask(leftover, within_ms, |state, token| {
+                asked = Some(token);
+                state.slot_ask(upstream, route, kind, token);
+            })
+            .await;
+        match reply {
+            Some(Reply::Slot) => {}
+            Some(_) => return Err(QUEUE_FULL),
+            None => {
+                if let Some(token) = asked {
+                    shard.with_state(|state| state.slot_cancel(upstream, token));
+                }
+                return Err(QUEUE_TIMEOUT);
+            }
+        }
+    }
+    shard.telemetry.upstream_started(upstream as usize);
+    Ok(SlotGuard { shard: Rc::clone(shard), upstream, route, kind, held: limited })
+}
+
+type Answer = (UpstreamConn, ResponseHead, Vec<u8>, bool);
+
+async fn attempt(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    upstream: u16,
+    upload: &mut Option<Upload<'_>>,
+    interim: &mut impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Answer, Failure> {
+    let idle_ms = shard.common.config.upstreams[upstream as usize].idle_timeout.as_millis() as u64;
+    if let Some(conn) = shard.pools[upstream as usize].take(idle_ms, shard.mono_ms()) {
+        match converse(shard, plan, upstream, conn, upload, interim).await {
+            // RFC 9110 §9.2.2, RFC 9112 §9.3.1: a connection that died before a byte of the answer came is tried once more, if
+            // the method is idempotent and no body was used up.
+            Err(Trouble { failure, silent: true })
+                if plan.query.head.method.is_idempotent()
+                    && upload.as_ref().is_none_or(|upload| upload.body.read_bytes == 0)
+                    && failure.label == CLOSED.label => {}
+            other => return other.map_err(|trouble| trouble.failure),
+        }
+    }
+    let conn = pool::connect(shard, upstream).await?;
+    converse(shard, plan, upstream, conn, upload, interim).await.map_err(|trouble| trouble.failure)
+}
+
+/// A failure, and whether the upstream had not said a thing yet.
+struct Trouble {
+    failure: Failure,
+    silent: bool,
+}
+
+async fn converse(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    upstream: u16,
+    mut conn: UpstreamConn,
+    upload: &mut Option<Upload<'_>>,
+    interim: &mut impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Answer, Trouble> {
+    let config = &shard.common.config.upstreams[upstream as usize];
+    let first_byte_ms = config.first_byte_timeout.as_millis() as u64;
+    let mut out = shard.take_buffer();
+    let id = shard.request_id();
+    encode::request(
+        &mut out,
+        &Forward {
+            head: &plan.query.head,
+            buf: &plan.query.buf,
+            peer: plan.query.peer,
+            trusted: plan.query.trusted,
+            scheme: "http",
+            request_id: &id,
+            name: &shard.common.config.server.name,
+            for_cache: plan.for_cache,
+            validators: plan.validators,
+        },
+    );
+    let deadline = conn.source.deadline;
+    let by = shard.mono_ms() + first_byte_ms;
+    let (result, out) =
+        conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
+    shard.put_buffer(out);
+    if result.is_err() {
+        // The answer may be there all the same (an early error), so read on.
+    }
+    let mut request_sent = result.is_ok();
+    let answer = match upload {
+        Some(upload) if request_sent && !upload.body.is_done() => {
+            let UpstreamConn { source, write, .. } = &mut conn;
+            let length = plan.query.head.body;
+            let mut sending = pin!(send_body(shard, write, deadline, length, upload, first_byte_ms));
+            let mut reading = pin!(read_head(shard, source, plan, Waiting::Upload(first_byte_ms), interim));
+            let mut sent = None;
+            let answer = poll_fn(|cx| {
+                if sent.is_none()
+                    && let Poll::Ready(result) = sending.as_mut().poll(cx)
+                {
+                    sent = Some(result);
+                    if let Some(Err(failure)) = sent
+                        && failure.label != CLOSED.label
+                    {
+                        return Poll::Ready(Err(Trouble { failure, silent: true }));
+                    }
+                    // From now on the upstream's time counts.
+                    let by = shard.mono_ms() + first_byte_ms;
+                    shard.deadlines.arm(deadline, by, Expiry::Both);
+                }
+                reading.as_mut().poll(cx)
+            })
+            .await;
+            request_sent = matches!(sent, Some(Ok(())));
+            answer
+        }
+        _ => read_head(shard, &mut conn.source, plan, Waiting::Until(by), interim).await,
+    };
+    let (head, head_buf) = answer?;
+    Ok((conn, head, head_buf, request_sent))
+}
+
+/// Until when to wait for the head of the response.
+#[derive(Clone, Copy)]
+enum Waiting {
+    Until(u64),
+    /// While a body is being sent the deadline moves with it.
+    Upload(u64),
+}
+
+async fn read_head(
+    shard: &Rc<Shard>,
+    source: &mut Source,
+    plan: &Plan<'_>,
+    waiting: Waiting,
+    interim: &mut impl FnMut(&ResponseHead, &[u8]),
+) -> Result<(ResponseHead, Vec<u8>), Trouble> {
+    let mut head = ResponseHead::new();
+    let mut interims = 0;
+    let mut silent = true;
+    loop {
+        let bytes = source.bytes();
+        if !bytes.is_empty() {
+            silent = false;
+            match parse::response(bytes, plan.query.head.method, &mut head) {
+                Ok(Parsed::Complete) if (100..200).contains(&head.status) && head.status != 101 => {
+                    interims += 1;
+                    if interims > limits::INTERIM_RESPONSES_MAX {
+                        return Err(Trouble { failure: TOO_MANY_INTERIM, silent });
+                    }
+                    interim(&head, bytes);
+                    source.consume(head.head_len);
+                    continue;
+                }
+                Ok(Parsed::Complete) => {
+                    let head_buf = bytes[..head.head_len].to_vec();
+                    source.consume(head.head_len);
+                    return accept(plan, head, head_buf);
+                }
+                Ok(Parsed::Partial) => {}
+                Err(error) => {
+                    let failure = Failure { status: 502, label: error.label(), detail: error.detail() };
+                    return Err(Trouble { failure, silent });
+                }
+            }
+        }
+        let by = match waiting {
+            Waiting::Until(by) => by,
+            Waiting::Upload(ms) => shard.mono_ms() + ms,
+        };
+        match source.fill(4096, by, Expiry::Both).await {
+            Ok(count) if count > 0 => {}
+            _ => {
+                let failure = if shard.deadlines.fired(source.deadline) { FIRST_BYTE_TIMEOUT } else { CLOSED };
+                return Err(Trouble { failure, silent });
+            }
+        }
+    }
+}
+
+fn accept(
+    plan: &Plan<'_>,
+    head: ResponseHead,
+    head_buf: Vec<u8>,
+) -> Result<(ResponseHead, Vec<u8>), Trouble> {
+    // RFC 9110 §15.2.2: 101 only where the client asked for an upgrade.
+    if head.status == 101 && plan.query.head.upgrade.is_none() {
+        return Err(Trouble { failure: UNASKED_SWITCH, silent: false });
+    }
+    Ok((head, head_buf))
+}
+
+async fn send_body(
+    shard: &Rc<Shard>,
+    write: &mut super::stream::WriteHalf,
+    deadline: super::deadlines::DeadlineKey,
+    length: BodyLength,
+    upload: &mut Upload<'_>,
+    silence_ms: u64,
+) -> Result<(), Failure> {
+    let mut data = shard.take_buffer();
+    let mut framed = shard.take_buffer();
+    let chunked = length == BodyLength::Chunked;
+    while !upload.body.is_done() {
+        data.clear();
+        let (result, read) = upload.body.next(upload.source, data, upload.silence_ms, Expiry::Read).await;
+        data = read;
+        result.map_err(|error| match error {
+            BodyError::Timeout => CLIENT_TIMEOUT,
+            BodyError::Malformed => CLIENT_MALFORMED,
+            BodyError::Cut | BodyError::TooLarge => CLIENT_GONE,
+        })?;
+        if upload.body.read_bytes > upload.bytes_max {
+            return Err(BODY_TOO_LARGE);
+        }
+        let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + silence_ms, Expiry::Both);
+        let result = if chunked {
+            framed.clear();
+            if !data.is_empty() {
+                chunked::write_chunk_header(&mut framed, data.len());
+                framed.extend_from_slice(&data);
+                framed.extend_from_slice(b"\r\n");
+            }
+            if upload.body.is_done() {
+                framed.extend_from_slice(chunked::LAST_CHUNK);
+            }
+            let (result, buf) = write.write_all(framed, 0, arm).await;
+            framed = buf;
+            result
+        } else {
+            let (result, buf) = write.write_all(data, 0, arm).await;
+            data = buf;
+            result
+        };
+        result.map_err(|_| CLOSED)?;
+    }
+    if data.capacity() <= CHUNK_BYTES * 2 {
+        shard.put_buffer(data);
+    }
+    shard.put_buffer(framed);
+    Ok(())
+}
+
+pub const QUEUE_FULL: Failure =
+    Failure { status: 503, label: "upstream_queue_full", detail: "too many requests wait for this upstream" };
+pub const QUEUE_TIMEOUT: Failure =
+    Failure { status: 503, label: "upstream_queue_timeout", detail: "the upstream had no slot in time" };
+pub const FIRST_BYTE_TIMEOUT: Failure =
+    Failure { status: 504, label: "upstream_timeout", detail: "the upstream did not answer in time" };
+pub const CLOSED: Failure = Failure {
+    status: 502,
+    label: "upstream_closed",
+    detail: "the upstream closed the connection before its response was complete",
+};
+pub const TOO_MANY_INTERIM: Failure =
+    Failure { status: 502, label: "upstream_interim_flood", detail: "the upstream sent too many 1xx responses" };
+pub const UNASKED_SWITCH: Failure = Failure {
+    status: 502,
+    label: "upstream_unasked_switch",
+    detail: "the upstream switched protocols without having been asked",
+};
+pub const CLIENT_TIMEOUT: Failure =
+    Failure { status: 408, label: "request_body_timeout", detail: "the request body did not arrive in time" };
+pub const CLIENT_MALFORMED: Failure =
+    Failure { status: 400, label: "bad_chunk", detail: "the request body is not well-formed chunked coding" };
+pub const CLIENT_GONE: Failure =
+    Failure { status: 400, label: "request_body_cut", detail: "the request body ended before it was complete" };
+pub const BODY_TOO_LARGE: Failure =
+    Failure { status: 413, label: "body_too_large", detail: "the request body is larger than max_request_body" };

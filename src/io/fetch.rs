@@ -1,0 +1,353 @@
+//! A fetch under a lease: it runs by itself, so that it goes on when the client that started it leaves, and it always tells
+//! the owner of the key how it ended.
+
+use super::body::{BodyError, CHUNK_BYTES};
+use super::core::Shard;
+use super::deadlines::Expiry;
+use super::exchange::{self, Exchange, Plan};
+use super::notify::Notify;
+use crate::base::outcome::FetchKind;
+use crate::cache::admit::{self, StoreContext};
+use crate::cache::freshness::{self, Validity};
+use crate::cache::object::{self, Object};
+use crate::cache::vary::{self, Vary};
+use crate::cache::{key, validate};
+use crate::config::RouteCache;
+use crate::http::encode::{self, Forward, Validators};
+use crate::http::fields::FieldId;
+use crate::http::framing::BodyLength;
+use crate::http::head::{Method, ResponseHead};
+use crate::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId};
+use crate::shard::query::Query;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What the client that started a fetch sees of it.
+#[derive(Default)]
+pub struct Flight {
+    pub stage: RefCell<Stage>,
+    pub changed: Notify,
+}
+
+#[derive(Default)]
+pub enum Stage {
+    #[default]
+    Waiting,
+    /// The body is being collected; `body` grows.
+    Storing { head: Rc<(ResponseHead, Vec<u8>)>, body: Vec<u8> },
+    /// All of it is here. `revalidated`: by a 304.
+    Done { object: Arc<Object>, revalidated: bool },
+    /// Not to be stored: the client takes the rest over. `prefix` is what has been read of the body.
+    Handed { exchange: Box<Exchange>, prefix: Vec<u8>, reason: &'static str },
+    /// Nothing to serve but perhaps a stale response.
+    Failed { failure: Failure, stale: Option<Arc<Object>> },
+    /// The upstream broke off in the middle of the body.
+    Cut,
+    /// The client has taken over.
+    Taken,
+}
+
+impl Flight {
+    fn set(&self, stage: Stage) {
+        *self.stage.borrow_mut() = stage;
+        self.changed.wake();
+    }
+}
+
+/// Tells the owner of the key how it ended, once; that it was abandoned if nothing else was said.
+struct LeaseGuard {
+    shard: Rc<Shard>,
+    hash: u64,
+    lease: LeaseId,
+    open: bool,
+}
+
+impl LeaseGuard {
+    fn end(&mut self, outcome: FetchOutcome) {
+        if std::mem::take(&mut self.open) {
+            self.shard.end_lease(self.hash, self.lease, outcome);
+        }
+    }
+}
+
+impl Drop for LeaseGuard {
+    fn drop(&mut self) {
+        self.end(FetchOutcome::Failed(ABANDONED));
+    }
+}
+
+/// Fetches for the cache. `flight` is where the client that waits for it looks.
+pub async fn run(
+    shard: Rc<Shard>,
+    query: Arc<Query>,
+    kind: FetchKind,
+    lease: LeaseId,
+    stale: Option<Arc<Object>>,
+    flight: Option<Rc<Flight>>,
+) {
+    let mut guard = LeaseGuard { shard: Rc::clone(&shard), hash: query.hash, lease, open: true };
+    let validators = stale.as_ref().map_or_else(Validators::default, |stale| Validators {
+        etag: stale.etag.as_deref(),
+        last_modified: stale.last_modified.as_deref(),
+    });
+    let plan = Plan { query: &query, kind, for_cache: true, validators };
+    let result = exchange::start(&shard, &plan, None, |_, _| {}).await;
+    let usable_stale = stale.clone().filter(|s| freshness::stale_if_error_ok(&s.validity, shard.mono_ms()));
+    match result {
+        Err(failure) => fail(&mut guard, flight.as_deref(), failure, usable_stale),
+        Ok(exchange) if is_server_error(exchange.head.status) && usable_stale.is_some() => {
+            drop(exchange);
+            fail(&mut guard, flight.as_deref(), SERVER_ERROR, usable_stale);
+        }
+        Ok(exchange) if exchange.head.status == 304 => {
+            not_modified(&shard, &mut guard, flight.as_deref(), &query, exchange, stale);
+        }
+        Ok(exchange) => receive(&shard, &mut guard, flight, &query, exchange).await,
+    }
+}
+
+/// RFC 5861 §4: the errors for which a stale response may stand in.
+fn is_server_error(status: u16) -> bool {
+    matches!(status, 500 | 502 | 503 | 504)
+}
+
+pub const SERVER_ERROR: Failure =
+    Failure { status: 502, label: "upstream_error", detail: "the upstream answered with a server error" };
+pub const STRAY_304: Failure = Failure {
+    status: 502,
+    label: "upstream_stray_304",
+    detail: "the upstream answered 304 to a request that it does not fit",
+};
+pub const CUT: Failure = Failure {
+    status: 502,
+    label: "upstream_cut",
+    detail: "the upstream's response ended before it was complete",
+};
+
+fn fail(guard: &mut LeaseGuard, flight: Option<&Flight>, failure: Failure, stale: Option<Arc<Object>>) {
+    guard.end(FetchOutcome::Failed(failure));
+    if let Some(flight) = flight {
+        flight.set(Stage::Failed { failure, stale });
+    }
+}
+
+fn context<'a>(shard: &Shard, query: &'a Query, exchange: &Exchange) -> StoreContext<'a> {
+    StoreContext {
+        method: Method::Get,
+        authorized: admit::has_credentials(query.view()),
+        per_credential: query.per_credential,
+        url: key::url_part(&query.key),
+        now: shard.now(),
+        fetch_ms: fetch_ms(shard, exchange),
+    }
+}
+
+fn fetch_ms(shard: &Shard, exchange: &Exchange) -> u32 {
+    u32::try_from(shard.mono_ms().saturating_sub(exchange.started_mono_ms)).unwrap_or(u32::MAX)
+}
+
+fn route_cache(shard: &Shard, query: &Query) -> RouteCache {
+    let cache = shard.common.config.routes[query.route as usize].cache.clone();
+    cache.expect("only routes that cache have leases")
+}
+
+fn not_modified(
+    shard: &Rc<Shard>,
+    guard: &mut LeaseGuard,
+    flight: Option<&Flight>,
+    query: &Query,
+    exchange: Exchange,
+    stale: Option<Arc<Object>>,
+) {
+    let Some(old) = stale.filter(|old| validate::revalidation_applies(old, &exchange.head, &exchange.head_buf)) else {
+        return fail(guard, flight, STRAY_304, None);
+    };
+    let context = context(shard, query, &exchange);
+    let cache = route_cache(shard, query);
+    let generation = shard.state.borrow_mut().next_generation();
+    let fresh = validate::freshened(&old, &exchange.head, &exchange.head_buf, &context, &cache);
+    exchange.finish();
+    match fresh {
+        Ok(object) => {
+            let object = Arc::new(Object { generation, ..object });
+            guard.end(FetchOutcome::Stored(Arc::clone(&object)));
+            if let Some(flight) = flight {
+                flight.set(Stage::Done { object, revalidated: true });
+            }
+        }
+        Err(_) => {
+            guard.end(FetchOutcome::NotShareable);
+            if let Some(flight) = flight {
+                flight.set(Stage::Done { object: old, revalidated: true });
+            }
+        }
+    }
+}
+
+async fn receive(
+    shard: &Rc<Shard>,
+    guard: &mut LeaseGuard,
+    flight: Option<Rc<Flight>>,
+    query: &Query,
+    exchange: Exchange,
+) {
+    let cache = route_cache(shard, query);
+    let context = context(shard, query, &exchange);
+    match admit::admit(&context, &exchange.head, &exchange.head_buf, &cache) {
+        Err(reason) => hand_over(guard, flight, exchange, Vec::new(), reason.as_str()),
+        Ok(_) if too_large(shard, &exchange) => hand_over(guard, flight, exchange, Vec::new(), "too_large"),
+        Ok(validity) => collect(shard, guard, flight, query, exchange, validity).await,
+    }
+}
+
+fn too_large(shard: &Shard, exchange: &Exchange) -> bool {
+    matches!(exchange.head.body, BodyLength::Known(bytes) if bytes > shard.common.config.cache.max_object)
+}
+
+/// Everybody who waited fetches alone from now on; the client that started this fetch takes it over.
+fn hand_over(
+    guard: &mut LeaseGuard,
+    flight: Option<Rc<Flight>>,
+    exchange: Exchange,
+    prefix: Vec<u8>,
+    reason: &'static str,
+) {
+    guard.end(FetchOutcome::NotShareable);
+    // A client that has left holds no reference any more: then the exchange ends here.
+    if let Some(flight) = flight.filter(|flight| Rc::strong_count(flight) > 1) {
+        flight.set(Stage::Handed { exchange: Box::new(exchange), prefix, reason });
+    }
+}
+
+async fn collect(
+    shard: &Rc<Shard>,
+    guard: &mut LeaseGuard,
+    flight: Option<Rc<Flight>>,
+    query: &Query,
+    mut exchange: Exchange,
+    validity: Validity,
+) {
+    let flight = flight.unwrap_or_default();
+    let fetch_ms = fetch_ms(shard, &exchange);
+    let expected = match exchange.head.body {
+        BodyLength::Known(bytes) => bytes as usize,
+        _ => 0,
+    };
+    let head = std::mem::take(&mut exchange.head);
+    let head_buf = std::mem::take(&mut exchange.head_buf);
+    let head = Rc::new((head, head_buf));
+    // The memory is taken as the bytes come, not by what Content-Length promises.
+    let body = Vec::with_capacity(expected.min(4 * CHUNK_BYTES));
+    flight.set(Stage::Storing { head: Rc::clone(&head), body });
+    let silence_ms = silence_ms(shard, query);
+    let max_object = shard.common.config.cache.max_object as usize;
+    let mut piece = shard.take_buffer();
+    while !exchange.body.is_done() {
+        piece.clear();
+        let (result, read) = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both).await;
+        piece = read;
+        if let Err(error) = result {
+            let failure = if error == BodyError::Timeout { exchange::FIRST_BYTE_TIMEOUT } else { CUT };
+            guard.end(FetchOutcome::Failed(failure));
+            return flight.set(Stage::Cut);
+        }
+        let collected = append(&flight, &piece);
+        if collected > max_object {
+            let Stage::Storing { body, .. } = flight.stage.replace(Stage::Waiting) else { return };
+            let (head, head_buf) = Rc::try_unwrap(head).unwrap_or_else(|shared| reparse(&shared.1, query));
+            exchange.head = head;
+            exchange.head_buf = head_buf;
+            return hand_over(guard, Some(flight), exchange, body, "too_large");
+        }
+    }
+    shard.put_buffer(piece);
+    let Stage::Storing { body, .. } = flight.stage.replace(Stage::Waiting) else { return };
+    let object = Arc::new(build(shard, query, &head, body, validity, fetch_ms));
+    // The head went to the flight, and what decides about reuse is in it.
+    exchange.head.keep_alive = head.0.keep_alive;
+    exchange.finish();
+    guard.end(FetchOutcome::Stored(Arc::clone(&object)));
+    flight.set(Stage::Done { object, revalidated: false });
+}
+
+fn append(flight: &Flight, piece: &[u8]) -> usize {
+    let collected = {
+        let mut stage = flight.stage.borrow_mut();
+        let Stage::Storing { body, .. } = &mut *stage else { return 0 };
+        body.extend_from_slice(piece);
+        body.len()
+    };
+    flight.changed.wake();
+    collected
+}
+
+/// The head once more, for when somebody still holds the first.
+fn reparse(head_buf: &[u8], query: &Query) -> (ResponseHead, Vec<u8>) {
+    let mut head = ResponseHead::new();
+    let parsed = crate::http::parse::response(head_buf, query.head.method, &mut head);
+    debug_assert!(parsed.is_ok(), "it has been parsed before");
+    (head, head_buf.to_vec())
+}
+
+pub fn silence_ms(shard: &Shard, query: &Query) -> u64 {
+    let upstream = shard.common.config.routes[query.route as usize].upstream;
+    shard.common.config.upstreams[upstream].read_timeout.as_millis() as u64
+}
+
+fn build(
+    shard: &Shard,
+    query: &Query,
+    (head, head_buf): &(ResponseHead, Vec<u8>),
+    mut body: Vec<u8>,
+    validity: Validity,
+    fetch_ms: u32,
+) -> Object {
+    body.shrink_to_fit();
+    let view = head.view(head_buf);
+    let mut stored = Vec::with_capacity(head_buf.len() + 128);
+    let now = shard.now();
+    let name = &shard.common.config.server.name;
+    shard.with_date(now, |date| encode::stored_head(&mut stored, head, head_buf, name, body.len(), date));
+    let own = |id| view.first(id).map(Box::<[u8]>::from);
+    let vary = match vary::of_response(view, query.view()) {
+        Vary::On(spec) => Some(spec),
+        Vary::None | Vary::Star => None,
+    };
+    Object {
+        key: query.key.clone(),
+        hash: query.hash,
+        status: head.status,
+        head: stored.into_boxed_slice(),
+        body: body.into(),
+        validity,
+        vary,
+        etag: own(FieldId::Etag),
+        last_modified: own(FieldId::LastModified),
+        request: request_as_sent(shard, query),
+        tags: object::tags(view),
+        route: query.route,
+        fetch_ms,
+        generation: shard.state.borrow_mut().next_generation(),
+    }
+}
+
+/// What to send again when the entry is refreshed without a client.
+fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
+    let mut request = Vec::new();
+    encode::request(
+        &mut request,
+        &Forward {
+            head: &query.head,
+            buf: &query.buf,
+            peer: query.peer,
+            trusted: query.trusted,
+            scheme: "http",
+            request_id: b"",
+            name: &shard.common.config.server.name,
+            for_cache: true,
+            validators: Validators::default(),
+        },
+    );
+    request.into_boxed_slice()
+}

@@ -1,0 +1,176 @@
+//! Listening sockets: bound once, deliberately, before any shard runs; and the tasks that accept on them.
+
+use super::core::Shard;
+use super::downstream;
+use super::stream::Connected;
+use crate::config::Addr;
+use futures_guard::catch;
+use monoio::net::{TcpListener, UnixListener};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Accepts in flight for each listener of a shard, so that a burst of connections is taken with one entry into the kernel.
+const ACCEPTS: usize = 4;
+/// Pending connections the kernel keeps for one listener; cut to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Wait after an accept that failed for want of descriptors or memory: never spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What one shard listens on.
+#[derive(Debug)]
+pub enum Bound {
+    Tcp(std::net::TcpListener),
+    Unix(StdUnixListener),
+}
+
+/// Binds every address for every shard: `[shard][address]`.
+///
+/// # Errors
+/// The address, and why the system refused it.
+pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
+    let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
+    for addr in addrs {
+        let sockets = match addr {
+            Addr::Tcp(socket_addr) => bind_tcp(*socket_addr, shards),
+            Addr::Unix(path) => bind_unix(path, shards),
+            Addr::Name(..) => Err(io::Error::other("a listener needs a numeric address")),
+        };
+        let sockets = sockets.map_err(|error| (addr.clone(), error))?;
+        for (shard, socket) in bound.iter_mut().zip(sockets) {
+            shard.push(socket);
+        }
+    }
+    Ok(bound)
+}
+
+fn bind_tcp(addr: SocketAddr, shards: usize) -> io::Result<Vec<Bound>> {
+    // With SO_REUSEPORT a second instance would silently share the port. This one fails if anybody listens there.
+    let probe = tcp_socket(addr, false)?;
+    drop(probe);
+    (0..shards)
+        .map(|_| {
+            let socket = tcp_socket(addr, true)?;
+            socket.listen(BACKLOG)?;
+            Ok(Bound::Tcp(socket.into()))
+        })
+        .collect()
+}
+
+fn tcp_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    if !reuse_port {
+        socket.listen(1)?;
+    }
+    Ok(socket)
+}
+
+/// One socket for all shards: unix sockets have no SO_REUSEPORT.
+fn bind_unix(path: &Path, shards: usize) -> io::Result<Vec<Bound>> {
+    remove_stale(path)?;
+    let listener = StdUnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    (0..shards).map(|_| Ok(Bound::Unix(listener.try_clone()?))).collect()
+}
+
+/// A socket file that nobody listens on is left over from a process that is gone.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Starts accepting.
+///
+/// # Errors
+/// When the runtime refuses a listener.
+pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
+    for listener in bound {
+        match listener {
+            Bound::Tcp(listener) => {
+                shard.listeners.borrow_mut().push(listener.as_raw_fd());
+                let listener = Rc::new(TcpListener::from_std(listener)?);
+                for _ in 0..ACCEPTS {
+                    monoio::spawn(accept_tcp(Rc::clone(shard), Rc::clone(&listener)));
+                }
+            }
+            Bound::Unix(listener) => {
+                shard.listeners.borrow_mut().push(listener.as_raw_fd());
+                let listener = Rc::new(UnixListener::from_std(listener)?);
+                for _ in 0..ACCEPTS {
+                    monoio::spawn(accept_unix(Rc::clone(shard), Rc::clone(&listener)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn accept_tcp(shard: Rc<Shard>, listener: Rc<TcpListener>) {
+    while !shard.draining.get() {
+        match listener.accept().await {
+            Ok((stream, peer)) => admit(&shard, Connected::tcp(stream, peer)),
+            Err(error) => pause(&shard, &error).await,
+        }
+    }
+}
+
+async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
+    while !shard.draining.get() {
+        match listener.accept().await {
+            Ok((stream, _)) => admit(&shard, Connected::unix(stream)),
+            Err(error) => pause(&shard, &error).await,
+        }
+    }
+}
+
+async fn pause(shard: &Shard, error: &io::Error) {
+    if !shard.draining.get() {
+        tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
+        monoio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+fn admit(shard: &Rc<Shard>, connected: Connected) {
+    shard.telemetry.connection_accepted();
+    // Over the limit the newest is refused by closing it: those that are served go on.
+    if shard.connections.get() < shard.common.connections_max {
+        monoio::spawn(catch(downstream::run(Rc::clone(shard), connected)));
+    }
+}
+
+mod futures_guard {
+    //! A panic in one connection must hurt only that connection.
+
+    use std::future::{Future, poll_fn};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::task::Poll;
+
+    /// Polls `future` and ends it when it panics. Its own drop code closes what it held.
+    pub async fn catch(future: impl Future<Output = ()>) {
+        let mut future = std::pin::pin!(future);
+        poll_fn(|cx| {
+            // What a task shares with others is in cells whose borrows end with the unwinding.
+            catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))).unwrap_or_else(|_| {
+                tracing::error!("a connection's task panicked; the connection is closed");
+                Poll::Ready(())
+            })
+        })
+        .await;
+    }
+}

@@ -1,0 +1,289 @@
+//! Streaming a response to a client: from the upstream with back-pressure, or from a fetch that is being stored.
+
+use super::body::{BodyError, CHUNK_BYTES};
+use super::deadlines::Expiry;
+use super::downstream::{Client, Request};
+use super::exchange::Exchange;
+use super::fetch::{Flight, Stage};
+use super::tunnel::{self, Side};
+use crate::base::outcome::Outcome;
+use crate::http::chunked;
+use crate::http::encode::{self, Respond};
+use crate::http::framing::BodyLength;
+use crate::http::head::{Method, ResponseHead};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+/// How a body of this length is framed for a client (RFC 9112 §6.3, §7).
+fn towards_client(length: BodyLength, minor: u8) -> BodyLength {
+    match length {
+        BodyLength::Empty | BodyLength::Known(_) => length,
+        // An HTTP/1.0 client does not know chunks: the end of the connection is the end of the body.
+        BodyLength::Chunked | BodyLength::UntilClose if minor == 0 => BodyLength::UntilClose,
+        BodyLength::Chunked | BodyLength::UntilClose => BodyLength::Chunked,
+    }
+}
+
+/// Writes the head, framed for this client; returns the framing.
+async fn write_head(
+    client: &mut Client,
+    request: &mut Request,
+    (head, head_buf): (&ResponseHead, &[u8]),
+    length: BodyLength,
+    status: &[u8],
+    out: &mut Vec<u8>,
+) -> BodyLength {
+    let shard = Rc::clone(&client.shard);
+    let name = &shard.common.config.server.name;
+    let body = towards_client(length, request.minor);
+    let tunnel = head.status == 101;
+    // RFC 9112 §9.3: what is left of the request's body would be taken for the next request.
+    request.keep = request.keep && body != BodyLength::UntilClose && request.body.is_done() && !tunnel;
+    let mut cache_status = Vec::with_capacity(name.len() + status.len());
+    cache_status.extend_from_slice(name.as_bytes());
+    cache_status.extend_from_slice(status);
+    shard.with_date(shard.now(), |date| {
+        encode::response(
+            out,
+            &Respond {
+                head,
+                buf: head_buf,
+                name,
+                cache_status: &cache_status,
+                age: None,
+                date,
+                body,
+                close: !request.keep && !tunnel,
+                keep_alive_10: request.keep && request.minor == 0,
+                request_method: request.method,
+                tunnel,
+            },
+        );
+    });
+    body
+}
+
+/// Appends a piece of a body as the framing has it.
+fn frame(out: &mut Vec<u8>, piece: &[u8], framing: BodyLength) {
+    if piece.is_empty() {
+        return;
+    }
+    if framing == BodyLength::Chunked {
+        chunked::write_chunk_header(out, piece.len());
+        out.extend_from_slice(piece);
+        out.extend_from_slice(b"\r\n");
+    } else {
+        out.extend_from_slice(piece);
+    }
+}
+
+/// Makes a body that broke off visible to the client: no last chunk, and a reset instead of an orderly end.
+fn cut(client: &Client) {
+    reset_on_close(client.fd);
+}
+
+fn reset_on_close(fd: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the option's value is a `linger` of that size, read during the call; the socket is open while its client is served.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        );
+    }
+}
+
+/// Streams an upstream's response to the client; false when the connection is to be closed.
+pub async fn respond(
+    client: &mut Client,
+    mut request: Request,
+    mut exchange: Exchange,
+    prefix: Vec<u8>,
+    status: &[u8],
+) -> io::Result<bool> {
+    let shard = Rc::clone(&client.shard);
+    let mut out = shard.take_buffer();
+    let head = std::mem::take(&mut exchange.head);
+    let head_buf = std::mem::take(&mut exchange.head_buf);
+    let framing = write_head(client, &mut request, (&head, &head_buf), head.body, status, &mut out).await;
+    exchange.head.keep_alive = head.keep_alive;
+    if head.status == 101 {
+        client.write_out(out).await?;
+        switch(client, &request, exchange).await;
+        return Ok(false);
+    }
+    frame(&mut out, &prefix, framing);
+    let outcome = stream(client, &request, &mut exchange, out, framing).await?;
+    match outcome {
+        Ok(()) => {
+            exchange.finish();
+            client.done(&request, Outcome::Pass);
+            Ok(request.keep)
+        }
+        Err(_) => {
+            client.done(&request, Outcome::Error);
+            cut(client);
+            Ok(false)
+        }
+    }
+}
+
+async fn stream(
+    client: &mut Client,
+    request: &Request,
+    exchange: &mut Exchange,
+    mut out: Vec<u8>,
+    framing: BodyLength,
+) -> io::Result<Result<(), BodyError>> {
+    let shard = Rc::clone(&client.shard);
+    let upstream = &shard.common.config.upstreams[exchange.slot.upstream as usize];
+    let silence_ms = upstream.read_timeout.as_millis() as u64;
+    let mut piece = shard.take_buffer();
+    if request.method == Method::Head {
+        client.write_out(out).await?;
+        return Ok(Ok(()));
+    }
+    // What came with the head goes out with the head.
+    let mut result = exchange.body.take_buffered(&mut exchange.conn.source, &mut piece);
+    loop {
+        frame(&mut out, &piece, framing);
+        if result.is_ok() && exchange.body.is_done() && framing == BodyLength::Chunked {
+            out.extend_from_slice(chunked::LAST_CHUNK);
+        }
+        if !out.is_empty() {
+            let (written, buf) = client.write_buf(out).await;
+            out = buf;
+            written?;
+            out.clear();
+        }
+        if result.is_err() || exchange.body.is_done() {
+            break;
+        }
+        if framing == BodyLength::Chunked {
+            piece.clear();
+            let (read, buf) = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both).await;
+            (result, piece) = (read, buf);
+        } else {
+            // Read straight into what is written: no copy.
+            piece.clear();
+            let (read, buf) = exchange.body.next(&mut exchange.conn.source, out, silence_ms, Expiry::Both).await;
+            (result, out) = (read, buf);
+        }
+    }
+    if out.capacity() <= 2 * CHUNK_BYTES {
+        shard.put_buffer(out);
+    }
+    shard.put_buffer(piece);
+    Ok(result)
+}
+
+/// After a 101 the bytes are the two ends' own affair.
+async fn switch(client: &mut Client, request: &Request, mut exchange: Exchange) {
+    let shard = Rc::clone(&client.shard);
+    client.done(request, Outcome::Tunnel);
+    let silence_ms = shard.common.config.server.idle_timeout.as_millis() as u64;
+    let down = Side { source: &mut client.source, write: &mut client.write, fd: client.fd, deadline: client.deadline };
+    let conn = &mut exchange.conn;
+    let deadline = conn.source.deadline;
+    let up = Side { source: &mut conn.source, write: &mut conn.write, fd: conn.fd, deadline };
+    tunnel::run(&shard, down, up, silence_ms).await;
+}
+
+enum Step {
+    Bytes(Vec<u8>),
+    Finished,
+    Broken,
+    Handed(Box<Exchange>, Vec<u8>),
+}
+
+/// Streams a response that is being stored, as far as it has come, until it is complete.
+pub async fn stream_flight(
+    client: &mut Client,
+    mut request: Request,
+    head: &Rc<(ResponseHead, Vec<u8>)>,
+    flight: &Rc<Flight>,
+) -> io::Result<bool> {
+    let mut out = client.shard.take_buffer();
+    let parsed = (&head.0, head.1.as_slice());
+    let framing = write_head(client, &mut request, parsed, head.0.body, b"; fwd=miss; stored", &mut out).await;
+    let mut sent = 0;
+    loop {
+        let step = match next_step(flight, sent) {
+            Some(step) => step,
+            None => {
+                if !out.is_empty() {
+                    let (written, buf) = client.write_buf(out).await;
+                    out = buf;
+                    written?;
+                    out.clear();
+                    // More may have come meanwhile.
+                    continue;
+                }
+                flight.changed.until(|| next_step(flight, sent)).await
+            }
+        };
+        match step {
+            Step::Bytes(piece) => {
+                sent += piece.len();
+                frame(&mut out, &piece, framing);
+                if out.len() >= CHUNK_BYTES {
+                    let (written, buf) = client.write_buf(out).await;
+                    out = buf;
+                    written?;
+                    out.clear();
+                }
+            }
+            Step::Finished => {
+                if framing == BodyLength::Chunked {
+                    out.extend_from_slice(chunked::LAST_CHUNK);
+                }
+                if !out.is_empty() {
+                    client.write_out(out).await?;
+                }
+                client.done(&request, Outcome::Miss);
+                return Ok(request.keep);
+            }
+            Step::Broken => {
+                // What came before the break is the client's; that it is not all must be seen.
+                let _ = client.write_out(out).await;
+                client.done(&request, Outcome::Error);
+                cut(client);
+                return Ok(false);
+            }
+            Step::Handed(mut exchange, prefix) => {
+                frame(&mut out, &prefix[sent.min(prefix.len())..], framing);
+                let result = stream(client, &request, &mut exchange, out, framing).await?;
+                if result.is_err() {
+                    client.done(&request, Outcome::Error);
+                    cut(client);
+                    return Ok(false);
+                }
+                exchange.finish();
+                client.done(&request, Outcome::Pass);
+                return Ok(request.keep);
+            }
+        }
+    }
+}
+
+/// What can be sent from `sent` on; `None` when nothing has come since.
+fn next_step(flight: &Flight, sent: usize) -> Option<Step> {
+    let mut stage = flight.stage.borrow_mut();
+    let piece = |body: &[u8]| Step::Bytes(body[sent..body.len().min(sent + CHUNK_BYTES)].to_vec());
+    match &*stage {
+        Stage::Waiting => None,
+        Stage::Storing { body, .. } if body.len() > sent => Some(piece(body)),
+        Stage::Storing { .. } => None,
+        Stage::Done { object, .. } if object.body.len() > sent => Some(piece(&object.body)),
+        Stage::Done { .. } => Some(Step::Finished),
+        Stage::Handed { .. } => match std::mem::replace(&mut *stage, Stage::Taken) {
+            Stage::Handed { exchange, prefix, .. } => Some(Step::Handed(exchange, prefix)),
+            _ => unreachable!("just looked at"),
+        },
+        Stage::Cut | Stage::Failed { .. } | Stage::Taken => Some(Step::Broken),
+    }
+}

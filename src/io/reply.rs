@@ -1,0 +1,108 @@
+//! The waiting room of one shard: tasks that have asked a `State` something and wait for its one `Reply`.
+//!
+//! A task that gives up leaves its place behind until the reply comes, so that a lease or a slot that arrives too late is
+//! handed back and not lost.
+
+use crate::base::outcome::FetchKind;
+use crate::shard::message::{Reply, Token};
+use slab::Slab;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// What to do with a reply that nobody waits for any more.
+#[derive(Debug, Clone, Copy)]
+pub enum Leftover {
+    /// A lease in it is given up.
+    Lease,
+    /// A slot in it goes back.
+    Slot { upstream: u16, route: u16, kind: FetchKind },
+}
+
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    reply: Option<Reply>,
+    waker: Option<Waker>,
+    abandoned: bool,
+    leftover: Leftover,
+}
+
+#[derive(Debug, Default)]
+pub struct Replies {
+    places: RefCell<Slab<Place>>,
+    generation: std::cell::Cell<u32>,
+}
+
+impl Replies {
+    pub fn open(&self, leftover: Leftover) -> Token {
+        let generation = self.generation.get().wrapping_add(1);
+        self.generation.set(generation);
+        let place = Place { generation, reply: None, waker: None, abandoned: false, leftover };
+        let slot = self.places.borrow_mut().insert(place) as u32;
+        Token { slot, generation }
+    }
+
+    /// Delivers a reply. If its task has left, says what is to be done with it.
+    pub fn deliver(&self, token: Token, reply: Reply) -> Option<(Reply, Leftover)> {
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(token.slot as usize).filter(|place| place.generation == token.generation)?;
+        if place.abandoned {
+            let leftover = place.leftover;
+            places.remove(token.slot as usize);
+            return Some((reply, leftover));
+        }
+        debug_assert!(place.reply.is_none(), "one reply a token");
+        place.reply = Some(reply);
+        if let Some(waker) = place.waker.take() {
+            waker.wake();
+        }
+        None
+    }
+
+    /// Waits for the reply and closes the place.
+    pub async fn wait(&self, token: Token) -> Reply {
+        poll_fn(|cx| {
+            let mut places = self.places.borrow_mut();
+            let place = &mut places[token.slot as usize];
+            match place.reply.take() {
+                Some(reply) => {
+                    places.remove(token.slot as usize);
+                    Poll::Ready(reply)
+                }
+                None => {
+                    place.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Stops waiting. A reply that is there already is returned to be dealt with.
+    pub fn abandon(&self, token: Token) -> Option<(Reply, Leftover)> {
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(token.slot as usize).filter(|place| place.generation == token.generation)?;
+        let leftover = place.leftover;
+        match place.reply.take() {
+            Some(reply) => {
+                places.remove(token.slot as usize);
+                Some((reply, leftover))
+            }
+            None => {
+                place.abandoned = true;
+                None
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.borrow().len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,160 @@
+//! A shard's thread: its core, its event loop, and the tasks that keep the shard going.
+
+use super::clock;
+use super::core::{Common, Shard};
+use super::deadlines::TICK_MS;
+use super::listener::{self, Bound};
+use super::mailbox::{Inbox, Outbox};
+use crate::shard::state::State;
+use monoio::net::UnixStream;
+use monoio::time::TimeDriver;
+use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Submission queue entries. Completions have twice as many; what does not fit there the kernel keeps back.
+const RING_ENTRIES: u32 = 4096;
+
+/// Everything a shard's thread starts with.
+pub struct Start {
+    pub id: usize,
+    pub count: usize,
+    pub cpu: Option<usize>,
+    pub common: Arc<Common>,
+    pub state: State,
+    pub inbox: Inbox,
+    pub outbox: Outbox,
+    pub bound: Vec<Bound>,
+}
+
+/// An event loop of one kind or the other.
+enum Loop {
+    Uring(Runtime<TimeDriver<IoUringDriver>>, &'static str),
+    Epoll(Runtime<TimeDriver<LegacyDriver>>),
+}
+
+/// From the best the kernel may have to what every kernel has.
+fn build_loop() -> io::Result<Loop> {
+    let mut tuned = io_uring::IoUring::builder();
+    tuned.setup_single_issuer().setup_coop_taskrun();
+    let ladder = [(tuned, "io_uring (single issuer, coop taskrun)"), (io_uring::IoUring::builder(), "io_uring (plain)")];
+    for (builder, name) in ladder {
+        let runtime =
+            RuntimeBuilder::<IoUringDriver>::new().uring_builder(builder).with_entries(RING_ENTRIES).enable_timer().build();
+        if let Ok(runtime) = runtime {
+            return Ok(Loop::Uring(runtime, name));
+        }
+    }
+    Ok(Loop::Epoll(RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?))
+}
+
+/// Runs a shard on this thread until it has drained.
+///
+/// # Errors
+/// When not even epoll is to be had.
+pub fn run(start: Start) -> io::Result<()> {
+    let id = start.id;
+    let common = Arc::clone(&start.common);
+    if let Some(cpu) = start.cpu
+        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+    {
+        tracing::warn!(shard = id, cpu, "cannot be pinned to its core");
+    }
+    let event_loop = build_loop()?;
+    let name = match &event_loop {
+        Loop::Uring(_, name) => name,
+        Loop::Epoll(_) => "epoll",
+    };
+    let _ = common.shared[id].driver.set(name);
+    tracing::info!(shard = id, cpu = ?start.cpu, driver = name, "shard runs");
+    let result = match event_loop {
+        Loop::Uring(mut runtime, _) => {
+            let result = runtime.block_on(drive(start));
+            // Operations may be in flight in its buffers; the process is about to end.
+            std::mem::forget(runtime);
+            result
+        }
+        Loop::Epoll(mut runtime) => {
+            let result = runtime.block_on(drive(start));
+            std::mem::forget(runtime);
+            result
+        }
+    };
+    common.shared[id].ended.store(true, Ordering::Release);
+    result
+}
+
+async fn drive(start: Start) -> io::Result<()> {
+    let Start { id, count, common, state, mut inbox, outbox, bound, .. } = start;
+    let shard = Rc::new(Shard::new(id, count, common, state, outbox));
+    let wire = inbox.wire.take().expect("an inbox is driven once");
+    let wire = UnixStream::from_std(wire)?;
+    monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
+    listener::start(&shard, bound)?;
+    let now = shard.now();
+    shard.with_state(|state| state.tick(now));
+    shard.publish(now);
+    shard.common.shared[id].ready.store(true, Ordering::Release);
+    tick(&shard).await;
+    Ok(())
+}
+
+/// Takes mail whenever the doorbell rings.
+async fn deliver(shard: Rc<Shard>, mut inbox: Inbox, mut wire: UnixStream) {
+    use monoio::io::AsyncReadRent;
+    let mut buf = vec![0u8; 64];
+    loop {
+        while shard.take_mail(&mut inbox) {}
+        inbox.bell.going_to_sleep();
+        if shard.take_mail(&mut inbox) {
+            inbox.bell.awake();
+            continue;
+        }
+        let (result, back) = wire.read(buf).await;
+        buf = back;
+        inbox.bell.awake();
+        if let Err(error) = result {
+            // The wire never fails while the process lives; if it does, the ticks still take the mail.
+            tracing::error!(shard = shard.id, %error, "the doorbell is broken");
+            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+        }
+    }
+}
+
+/// Everything that happens by the clock; ends when the shard has drained.
+async fn tick(shard: &Rc<Shard>) {
+    let mut slow_at_ms = 0;
+    let mut due_ns = clock::mono_ns();
+    loop {
+        monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+        let mono_ns = clock::mono_ns();
+        due_ns += TICK_MS * 1_000_000;
+        shard.telemetry.loop_lag(Duration::from_nanos(mono_ns.saturating_sub(due_ns)));
+        due_ns = mono_ns;
+        let now = shard.now();
+        shard.deadlines.expire(now.mono_ms);
+        shard.outbox.borrow_mut().flush();
+        shard.with_state(|state| state.tick(now));
+        if now.mono_ms >= slow_at_ms {
+            slow_at_ms = now.mono_ms + 1000;
+            shard.sync_clock();
+            shard.with_state(|state| state.tick_slow(now));
+            sweep_pools(shard, now.mono_ms);
+        }
+        shard.measure();
+        shard.publish(now);
+        if shard.draining.get() && shard.connections.get() == 0 {
+            return;
+        }
+    }
+}
+
+fn sweep_pools(shard: &Shard, now_mono_ms: u64) {
+    for (pool, upstream) in shard.pools.iter().zip(&shard.common.config.upstreams) {
+        pool.sweep(upstream.idle_timeout.as_millis() as u64, now_mono_ms);
+    }
+}
+

@@ -1,0 +1,87 @@
+//! A connected socket, TCP or unix, as a reading and a writing half that can be used side by side.
+
+use monoio::BufResult;
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::net::{TcpStream, UnixStream};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+
+#[derive(Debug)]
+pub enum ReadHalf {
+    Tcp(OwnedReadHalf<TcpStream>),
+    Unix(OwnedReadHalf<UnixStream>),
+}
+
+#[derive(Debug)]
+pub enum WriteHalf {
+    Tcp(OwnedWriteHalf<TcpStream>),
+    Unix(OwnedWriteHalf<UnixStream>),
+}
+
+/// A connection just made or accepted.
+#[derive(Debug)]
+pub struct Connected {
+    pub read: ReadHalf,
+    pub write: WriteHalf,
+    pub fd: RawFd,
+    /// `None` for unix sockets.
+    pub peer: Option<IpAddr>,
+}
+
+impl Connected {
+    pub fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
+        // A failure means that the peer is gone already, which the first read will tell.
+        let _ = stream.set_nodelay(true);
+        let fd = stream.as_raw_fd();
+        let (read, write) = stream.into_split();
+        Self { read: ReadHalf::Tcp(read), write: WriteHalf::Tcp(write), fd, peer: Some(peer.ip().to_canonical()) }
+    }
+
+    pub fn unix(stream: UnixStream) -> Self {
+        let fd = stream.as_raw_fd();
+        let (read, write) = stream.into_split();
+        Self { read: ReadHalf::Unix(read), write: WriteHalf::Unix(write), fd, peer: None }
+    }
+}
+
+impl ReadHalf {
+    pub async fn read<B: IoBufMut>(&mut self, buf: B) -> BufResult<usize, B> {
+        match self {
+            Self::Tcp(half) => half.read(buf).await,
+            Self::Unix(half) => half.read(buf).await,
+        }
+    }
+}
+
+impl WriteHalf {
+    async fn write<B: IoBuf>(&mut self, buf: B) -> BufResult<usize, B> {
+        match self {
+            Self::Tcp(half) => half.write(buf).await,
+            Self::Unix(half) => half.write(buf).await,
+        }
+    }
+
+    /// Writes all of `buf` from `from` on; `progress` is told before each operation, so that a deadline can be moved.
+    pub async fn write_all<B: IoBuf>(
+        &mut self,
+        mut buf: B,
+        mut from: usize,
+        mut progress: impl FnMut(),
+    ) -> (io::Result<()>, B) {
+        let end = buf.bytes_init();
+        while from < end {
+            progress();
+            let (result, slice) = self.write(buf.slice(from..end)).await;
+            buf = slice.into_inner();
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buf),
+                Ok(written) => from += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (Err(error), buf),
+            }
+        }
+        (Ok(()), buf)
+    }
+}

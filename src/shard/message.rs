@@ -1,0 +1,97 @@
+//! What shards say to each other, and what a shard's state wants done. All of it is small: bodies travel as shared pointers.
+
+use super::query::Query;
+use crate::base::outcome::FetchKind;
+use crate::cache::object::Object;
+use std::sync::Arc;
+
+/// Names one waiting party on the shard that made it. Never reused while its slab slot is: `generation` tells a late reply
+/// from one that is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// A token and the shard that it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Asker {
+    pub shard: usize,
+    pub token: Token,
+}
+
+/// Names a lease at its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub u64);
+
+/// Why a fetch brought nothing to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    pub status: u16,
+    pub label: &'static str,
+    pub detail: &'static str,
+}
+
+/// The fetch went down with its task; the lease passes on to the next who waits.
+pub const ABANDONED: Failure = Failure {
+    status: 502,
+    label: "fetch_abandoned",
+    detail: "the fetch that this request waited for was given up",
+};
+
+/// How a fetch under a lease ended.
+#[derive(Debug, Clone)]
+pub enum FetchOutcome {
+    Stored(Arc<Object>),
+    /// The response may not be shared: everybody fetches alone.
+    NotShareable,
+    Failed(Failure),
+}
+
+/// The answer to whoever asked.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Serve this; `coalesced` when it was waited for. It is fresh, or may be served stale.
+    Serve { object: Arc<Object>, coalesced: bool, purge_seq: u64 },
+    /// Fetch it and say how it ended. `stale` is what there is to validate, or to serve when that fails.
+    Fetch { hash: u64, lease: LeaseId, stale: Option<Arc<Object>> },
+    /// Fetch it for yourself only: it is known not to be shareable, or the waiting room is full.
+    Alone,
+    /// The fetch that was waited for failed; `stale` may be served instead.
+    Failed { failure: Failure, stale: Option<Arc<Object>> },
+    /// A slot of an upstream is yours; give it back.
+    Slot,
+    /// The upstream's queue is full.
+    QueueFull,
+}
+
+#[derive(Debug)]
+pub enum Message {
+    /// To the owner: may I have this?
+    Ask { query: Arc<Query>, asker: Asker },
+    /// From the owner, and from the home of an upstream: the answer.
+    Answer { token: Token, reply: Reply },
+    /// To the owner: the fetch under this lease ended.
+    Done { lease: LeaseId, outcome: FetchOutcome },
+    /// From the owner: forget your replica of this key.
+    Drop { hash: u64, key: Box<[u8]> },
+    /// To the owner: forget this key; an unsafe request changed it (RFC 9111 §4.4).
+    Invalidate { hash: u64, key: Box<[u8]> },
+    /// To the owner: so many hits were served from a replica since last told.
+    Hits { hash: u64, key: Box<[u8]>, count: u32 },
+    /// To the home of an upstream: a slot, please.
+    SlotAsk { upstream: u16, route: u16, kind: FetchKind, asker: Asker },
+    /// To the home of an upstream: I no longer wait. Answered with `QueueFull`, unless the slot was granted before.
+    SlotCancel { upstream: u16, asker: Asker },
+    /// To the home of an upstream: here it is again.
+    SlotReturn { upstream: u16, route: u16, kind: FetchKind },
+}
+
+/// What the world is asked to do.
+#[derive(Debug)]
+pub enum Action {
+    Send { to: usize, message: Message },
+    Reply { token: Token, reply: Reply },
+    /// Start a fetch that no client waits for.
+    Fetch { query: Arc<Query>, kind: FetchKind, lease: LeaseId, stale: Option<Arc<Object>> },
+}

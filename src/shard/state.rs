@@ -1,0 +1,568 @@
+//! One shard's state: its partition of the cache, its replicas of others', the leases of the keys that it owns, the slots of the
+//! upstreams whose home it is, and what it keeps warm. Every method says what is to be done by pushing `Action`s.
+
+use super::lease::{Claim, Ended, Leases};
+use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, Reply, Token};
+use super::query::{Query, owner_of};
+use super::schedule::{Jitter, Schedule};
+use super::slots::{SlotClaim, Slots};
+use super::warm::Warm;
+use crate::base::limits;
+use crate::base::outcome::FetchKind;
+use crate::base::time::Now;
+use crate::cache::freshness::{self, Standing};
+use crate::cache::key;
+use crate::cache::object::Object;
+use crate::cache::partition::{Partition, Stored};
+use crate::http::head::FieldsView;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+
+/// What is to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// Exactly this host and target, for every credential and variant.
+    Url(Vec<u8>),
+    /// Every key that begins so; one that begins with `/` matches the path on every host.
+    Prefix(Vec<u8>),
+    /// Every response that carried this Cache-Tag or Surrogate-Key.
+    Tag(Vec<u8>),
+}
+
+impl Selector {
+    /// Whether a key is meant; tags cannot be told from keys.
+    #[must_use]
+    pub fn matches_key(&self, full_key: &[u8]) -> bool {
+        let url = key::url_part(full_key);
+        match self {
+            Self::Url(wanted) => url == wanted.as_slice(),
+            Self::Prefix(prefix) if prefix.first() == Some(&b'/') => {
+                let path = memchr::memchr(b'/', url).map_or(&[][..], |at| &url[at..]);
+                path.starts_with(prefix)
+            }
+            Self::Prefix(prefix) => url.starts_with(prefix),
+            Self::Tag(_) => false,
+        }
+    }
+}
+
+/// What the state needs to know of a route.
+#[derive(Debug, Clone, Copy)]
+pub struct RoutePolicy {
+    pub upstream: u16,
+    /// Share of the lifetime at which popular entries are refreshed; 0: never.
+    pub refresh_ahead: f64,
+    /// How long the holder of a lease may take before it passes on.
+    pub lease_ms: u64,
+}
+
+/// Counts since the start, for telemetry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub evicted: u64,
+    pub purged: u64,
+    pub replaced: u64,
+    pub expired: u64,
+}
+
+#[derive(Debug)]
+pub struct State {
+    me: usize,
+    shards: usize,
+    routes: Arc<[RoutePolicy]>,
+    partition: Partition,
+    replicas: Partition,
+    leases: Leases,
+    /// Of the upstreams whose home is here.
+    slots: HashMap<u16, Slots>,
+    refresh: Schedule<u64>,
+    refreshable: HashMap<u64, Weak<Object>>,
+    pub warm: Warm,
+    jitter: Jitter,
+    purge_seq: u64,
+    generation: u64,
+    pub counts: Counts,
+    pub actions: Vec<Action>,
+}
+
+/// Which shard keeps the slots of an upstream.
+#[must_use]
+pub fn home_of(upstream: u16, shards: usize) -> usize {
+    upstream as usize % shards
+}
+
+impl State {
+    #[must_use]
+    pub fn new(
+        me: usize,
+        shards: usize,
+        routes: Arc<[RoutePolicy]>,
+        memory_bytes: u64,
+        slots: HashMap<u16, Slots>,
+        warm: Warm,
+        seed: u64,
+    ) -> Self {
+        assert!(me < shards, "shard {me} of {shards}");
+        Self {
+            me,
+            shards,
+            routes,
+            partition: Partition::new(memory_bytes),
+            replicas: Partition::new(if shards > 1 { memory_bytes / limits::REPLICAS_BYTES_SHARE } else { 0 }),
+            leases: Leases::default(),
+            slots,
+            refresh: Schedule::default(),
+            refreshable: HashMap::new(),
+            warm,
+            jitter: Jitter::new(seed.wrapping_add(me as u64 + 1)),
+            purge_seq: 0,
+            generation: (me as u64) << 48,
+            counts: Counts::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// What a connection of this shard may be served without asking anybody. The path of a hit: allocates nothing.
+    pub fn find(&mut self, hash: u64, key: &[u8], request: FieldsView<'_>) -> Option<Stored> {
+        if owner_of(hash, self.shards) == self.me {
+            self.partition.get(hash, key, request)
+        } else {
+            self.replicas.get(hash, key, request)
+        }
+    }
+
+    /// A number no other object of this process has.
+    pub fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
+    }
+
+    /// A connection of this shard asks; exactly one `Reply` to `token` follows.
+    pub fn ask(&mut self, query: Arc<Query>, token: Token, now: Now) {
+        let asker = Asker { shard: self.me, token };
+        let owner = owner_of(query.hash, self.shards);
+        if owner == self.me {
+            self.on_ask(&query, asker, now);
+        } else {
+            self.send(owner, Message::Ask { query, asker });
+        }
+    }
+
+    /// The fetch under a lease ended, on this shard.
+    pub fn done(&mut self, hash: u64, lease: LeaseId, outcome: FetchOutcome, now: Now) {
+        let owner = owner_of(hash, self.shards);
+        if owner == self.me {
+            self.on_done(lease, outcome, now);
+        } else {
+            self.send(owner, Message::Done { lease, outcome });
+        }
+    }
+
+    /// An unsafe request changed what a key names (RFC 9111 §4.4).
+    pub fn invalidate(&mut self, hash: u64, key: Box<[u8]>, now: Now) {
+        let owner = owner_of(hash, self.shards);
+        self.replicas.remove(hash, &key);
+        if owner == self.me {
+            self.on_invalidate(hash, &key, now);
+        } else {
+            self.send(owner, Message::Invalidate { hash, key });
+        }
+    }
+
+    /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
+    pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
+        let asker = Asker { shard: self.me, token };
+        self.to_home(upstream, Message::SlotAsk { upstream, route, kind, asker });
+    }
+
+    /// Gives up waiting for a slot. A reply still follows: `QueueFull`, or `Slot` when it was under way already, which must then
+    /// be answered with `slot_return`.
+    pub fn slot_cancel(&mut self, upstream: u16, token: Token) {
+        let asker = Asker { shard: self.me, token };
+        self.to_home(upstream, Message::SlotCancel { upstream, asker });
+    }
+
+    pub fn slot_return(&mut self, upstream: u16, route: u16, kind: FetchKind) {
+        self.to_home(upstream, Message::SlotReturn { upstream, route, kind });
+    }
+
+    fn to_home(&mut self, upstream: u16, message: Message) {
+        let home = home_of(upstream, self.shards);
+        if home == self.me {
+            self.on_slot_message(message);
+        } else {
+            self.send(home, message);
+        }
+    }
+
+    /// Something arrived from another shard.
+    pub fn handle(&mut self, message: Message, now: Now) {
+        match message {
+            Message::Ask { query, asker } => self.on_ask(&query, asker, now),
+            Message::Answer { token, reply } => self.on_answer(token, reply, now),
+            Message::Done { lease, outcome } => self.on_done(lease, outcome, now),
+            Message::Drop { hash, key } => {
+                self.replicas.remove(hash, &key);
+            }
+            Message::Invalidate { hash, key } => self.on_invalidate(hash, &key, now),
+            Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
+            Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {
+                self.on_slot_message(message);
+            }
+        }
+    }
+
+    fn on_ask(&mut self, query: &Arc<Query>, asker: Asker, now: Now) {
+        let found = self.partition.get(query.hash, &query.key, query.view());
+        let mut stale = None;
+        if let Some(stored) = found {
+            match freshness::judge(&stored.validity, &query.directives, now.mono_ms) {
+                Standing::Fresh { .. } => return self.serve(asker, &stored, false),
+                Standing::StaleWhileRevalidate { .. } => {
+                    self.serve(asker, &stored, false);
+                    self.background(query, FetchKind::Revalidate, Some(Arc::clone(&stored)), now);
+                    return;
+                }
+                Standing::MustRevalidate { .. } => stale = Some(Arc::clone(&stored)),
+            }
+        }
+        let lease_key = self.lease_key(query);
+        let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
+        match self.leases.claim(&lease_key, query.key.len(), asker, query, deadline, now.mono_ms) {
+            Claim::Granted(lease) => self.answer(asker, Reply::Fetch { hash: query.hash, lease, stale }),
+            Claim::Waiting => {}
+            Claim::Alone => self.answer(asker, Reply::Alone),
+        }
+    }
+
+    /// Once a key is known to vary, each variant has a lease of its own.
+    fn lease_key(&self, query: &Query) -> Vec<u8> {
+        let mut lease_key = query.key.to_vec();
+        if let Some(secondary) = self.partition.secondary(query.hash, &query.key, query.view()) {
+            lease_key.push(0);
+            lease_key.extend_from_slice(&secondary);
+        }
+        lease_key
+    }
+
+    fn background(
+        &mut self,
+        query: &Arc<Query>,
+        kind: FetchKind,
+        stale: Option<Arc<Object>>,
+        now: Now,
+    ) -> Option<LeaseId> {
+        let lease_key = self.lease_key(query);
+        let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
+        let lease = self.leases.claim_quietly(&lease_key, query.key.len(), deadline, now.mono_ms)?;
+        self.actions.push(Action::Fetch { query: Arc::clone(query), kind, lease, stale });
+        Some(lease)
+    }
+
+    fn serve(&mut self, asker: Asker, stored: &Arc<Object>, coalesced: bool) {
+        let purge_seq = self.purge_seq;
+        self.answer(asker, Reply::Serve { object: Arc::clone(stored), coalesced, purge_seq });
+    }
+
+    fn answer(&mut self, asker: Asker, reply: Reply) {
+        let token = asker.token;
+        if asker.shard == self.me {
+            self.actions.push(Action::Reply { token, reply });
+        } else {
+            self.send(asker.shard, Message::Answer { token, reply });
+        }
+    }
+
+    fn on_answer(&mut self, token: Token, reply: Reply, now: Now) {
+        if let Reply::Serve { object, purge_seq, .. } = &reply {
+            let fresh = matches!(
+                freshness::judge(&object.validity, &Default::default(), now.mono_ms),
+                Standing::Fresh { .. } | Standing::StaleWhileRevalidate { .. }
+            );
+            // An answer that crossed a purge on its way may serve who asked before it, but must not be kept.
+            if fresh && *purge_seq >= self.purge_seq {
+                self.replicas.insert(Rc::new(Arc::clone(object)));
+            }
+        }
+        self.actions.push(Action::Reply { token, reply });
+    }
+
+    fn on_done(&mut self, lease: LeaseId, outcome: FetchOutcome, now: Now) {
+        let warm = self.warm.ended(lease);
+        match outcome {
+            FetchOutcome::Stored(object) => {
+                let Some(ended) = self.leases.end(lease) else {
+                    return self.warm_retry(warm, now);
+                };
+                if !ended.tainted {
+                    self.store(&object, now);
+                }
+                self.warm_stored(warm, &object, now);
+                self.release_with(ended, &object, now);
+            }
+            FetchOutcome::NotShareable => {
+                if let Some(at) = warm {
+                    self.warm.not_cacheable(at, now.mono_ms);
+                }
+                if let Some(ended) = self.leases.end_marked(lease, now.mono_ms + limits::MARKER_MS) {
+                    for (asker, _) in ended.waiters {
+                        self.answer(asker, Reply::Alone);
+                    }
+                }
+            }
+            FetchOutcome::Failed(failure) => {
+                self.warm_retry(warm, now);
+                self.on_failed(lease, failure, now);
+            }
+        }
+    }
+
+    fn on_failed(&mut self, lease: LeaseId, failure: Failure, now: Now) {
+        if failure == ABANDONED {
+            return self.pass_on(lease, now);
+        }
+        let Some(ended) = self.leases.end(lease) else { return };
+        for (asker, query) in ended.waiters {
+            let stale = self.partition.get(query.hash, &query.key, query.view());
+            let stale = stale.filter(|s| freshness::stale_if_error_ok(&s.validity, now.mono_ms));
+            self.answer(asker, Reply::Failed { failure, stale: stale.map(|stored| Arc::clone(&stored)) });
+        }
+    }
+
+    fn pass_on(&mut self, lease: LeaseId, now: Now) {
+        let deadline = now.mono_ms + self.lease_ms_max();
+        if let Some((asker, query, lease)) = self.leases.pass_on(lease, deadline) {
+            let stale = self.partition.get(query.hash, &query.key, query.view());
+            self.answer(asker, Reply::Fetch { hash: query.hash, lease, stale: stale.map(|stored| Arc::clone(&stored)) });
+        }
+    }
+
+    fn lease_ms_max(&self) -> u64 {
+        self.routes.iter().map(|route| route.lease_ms).max().unwrap_or(30_000)
+    }
+
+    fn release_with(&mut self, ended: Ended, object: &Arc<Object>, now: Now) {
+        for (asker, query) in ended.waiters {
+            let same_variant = object.vary.as_ref().is_none_or(|vary| vary.matches(query.view()));
+            if same_variant {
+                self.serve(asker, object, true);
+            } else {
+                // Now the key is known to vary, so these fetch side by side.
+                self.on_ask(&query, asker, now);
+            }
+        }
+    }
+
+    fn store(&mut self, object: &Arc<Object>, now: Now) {
+        let inserted = self.partition.insert(Rc::new(Arc::clone(object)));
+        self.counts.evicted += inserted.evicted.len() as u64;
+        for (hash, key, _) in inserted.evicted {
+            self.broadcast_drop(hash, &key);
+        }
+        self.broadcast_drop(object.hash, &object.key);
+        self.schedule_refresh(object, now);
+    }
+
+    fn schedule_refresh(&mut self, object: &Arc<Object>, now: Now) {
+        let share = self.routes[object.route as usize].refresh_ahead;
+        // What lives shorter than this is left to stale-while-revalidate.
+        if share <= 0.0 || object.validity.lifetime_secs == 0 || self.refresh.len() > 4 * self.partition.len() + 1024 {
+            return;
+        }
+        let due = now.mono_ms + self.refresh_in_ms(object, share);
+        self.refresh.add(due, object.generation);
+        self.refreshable.insert(object.generation, Arc::downgrade(object));
+    }
+
+    /// From now to the given share of what is left of its lifetime.
+    fn refresh_in_ms(&mut self, object: &Object, share: f64) -> u64 {
+        let left_secs = object.validity.lifetime_secs.saturating_sub(object.validity.initial_age_secs);
+        let at = f64::from(left_secs) * 1000.0 * share;
+        self.jitter.early(at as u64)
+    }
+
+    fn broadcast_drop(&mut self, hash: u64, key: &[u8]) {
+        for to in (0..self.shards).filter(|shard| *shard != self.me) {
+            self.actions.push(Action::Send { to, message: Message::Drop { hash, key: key.into() } });
+        }
+    }
+
+    fn on_invalidate(&mut self, hash: u64, key: &[u8], now: Now) {
+        self.partition.remove(hash, key);
+        self.leases.taint(|held| held == key);
+        self.broadcast_drop(hash, key);
+        self.warm.make_due(|warm| warm == key, now.mono_ms);
+    }
+
+    /// Forgets what the selector names, here; the purge is over when every shard has done so. Returns how many entries went.
+    pub fn purge(&mut self, selector: &Selector, purge_seq: u64, now: Now) -> u64 {
+        self.purge_seq = self.purge_seq.max(purge_seq);
+        let gone = match selector {
+            Selector::Tag(tag) => {
+                self.replicas.purge_tag(tag);
+                // What is being fetched may turn out to carry the tag.
+                self.leases.taint(|_| true);
+                self.partition.purge_tag(tag)
+            }
+            _ => {
+                self.replicas.purge_where(|key| selector.matches_key(key));
+                self.leases.taint(|key| selector.matches_key(key));
+                self.warm.make_due(|key| selector.matches_key(key), now.mono_ms);
+                self.partition.purge_where(|key| selector.matches_key(key))
+            }
+        };
+        self.counts.purged += gone as u64;
+        gone as u64
+    }
+
+    /// Fetches one key because somebody said it will be asked for; false when it is not ours or is being fetched.
+    pub fn warm_once(&mut self, query: &Arc<Query>, now: Now) -> bool {
+        owner_of(query.hash, self.shards) == self.me && self.background(query, FetchKind::Warm, None, now).is_some()
+    }
+
+    /// Everything that has come due. To be called every few tens of milliseconds.
+    pub fn tick(&mut self, now: Now) {
+        self.tick_warm(now);
+        self.tick_refresh(now);
+        for lease in self.leases.overdue(now.mono_ms) {
+            let warm = self.warm.ended(lease);
+            self.warm_retry(warm, now);
+            self.pass_on(lease, now);
+        }
+    }
+
+    /// Slower housekeeping. To be called about once a second.
+    pub fn tick_slow(&mut self, now: Now) {
+        self.leases.sweep(now.mono_ms);
+        let shards = self.shards;
+        let mut told = Vec::new();
+        self.replicas.take_hits(|hash, key, count| told.push((hash, key.into(), count)));
+        for (hash, key, count) in told {
+            self.send(owner_of(hash, shards), Message::Hits { hash, key, count });
+        }
+    }
+
+    fn tick_warm(&mut self, now: Now) {
+        while let Some(at) = self.warm.next(now.mono_ms) {
+            let query = Arc::clone(self.warm.query(at));
+            let found = self.partition.get(query.hash, &query.key, query.view());
+            if let Some(stored) = &found {
+                let due = self.warm_due(stored, now);
+                if due > now.mono_ms {
+                    self.warm.fresh(at, stored.validity.received_mono_ms, due, now.mono_ms);
+                    continue;
+                }
+            }
+            let stale = found.map(|stored| Arc::clone(&stored));
+            match self.background(&query, FetchKind::Warm, stale, now) {
+                Some(lease) => self.warm.started(at, lease),
+                None => self.warm.busy(at, now.mono_ms),
+            }
+        }
+    }
+
+    /// When a stored warm entry should be fetched again.
+    fn warm_due(&mut self, object: &Object, now: Now) -> u64 {
+        let share = match self.routes[object.route as usize].refresh_ahead {
+            share if share > 0.0 => share,
+            _ => 0.8,
+        };
+        if freshness::judge(&object.validity, &Default::default(), now.mono_ms).is_fresh() {
+            object.validity.received_mono_ms + self.refresh_in_ms(object, share)
+        } else {
+            now.mono_ms
+        }
+    }
+
+    fn warm_stored(&mut self, warm: Option<u32>, object: &Object, now: Now) {
+        if let Some(at) = warm {
+            let due = self.warm_due(object, now);
+            self.warm.fresh(at, now.mono_ms, due, now.mono_ms);
+        }
+    }
+
+    fn warm_retry(&mut self, warm: Option<u32>, now: Now) {
+        if let Some(at) = warm {
+            self.warm.failed(at, &mut self.jitter, now.mono_ms);
+        }
+    }
+
+    fn tick_refresh(&mut self, now: Now) {
+        while let Some(generation) = self.refresh.pop_due(now.mono_ms) {
+            let Some(object) = self.refreshable.remove(&generation).and_then(|weak| weak.upgrade()) else { continue };
+            if self.partition.hits(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
+                continue;
+            }
+            let Ok((buf, head)) = Query::reparse(object.request.clone()) else { continue };
+            let query = Arc::new(Query {
+                key: object.key.clone(),
+                hash: object.hash,
+                directives: Default::default(),
+                buf,
+                head,
+                route: object.route,
+                per_credential: key::url_part(&object.key).len() < object.key.len(),
+                peer: None,
+                trusted: true,
+            });
+            let current = self.partition.get(query.hash, &query.key, query.view());
+            if current.is_some_and(|stored| stored.generation == generation) {
+                self.background(&query, FetchKind::Refresh, Some(object), now);
+            }
+        }
+    }
+
+    fn on_slot_message(&mut self, message: Message) {
+        match message {
+            Message::SlotAsk { upstream, route, kind, asker } => {
+                let claim = self.slots_of(upstream).claim(asker, route, kind);
+                match claim {
+                    SlotClaim::Granted => self.answer(asker, Reply::Slot),
+                    SlotClaim::Queued => {}
+                    SlotClaim::Full => self.answer(asker, Reply::QueueFull),
+                }
+            }
+            Message::SlotCancel { upstream, asker } => {
+                if self.slots_of(upstream).cancel(asker) {
+                    self.answer(asker, Reply::QueueFull);
+                }
+            }
+            Message::SlotReturn { upstream, route, kind } => {
+                for asker in self.slots_of(upstream).release(route, kind) {
+                    self.answer(asker, Reply::Slot);
+                }
+            }
+            _ => unreachable!("only slot messages come here"),
+        }
+    }
+
+    fn slots_of(&mut self, upstream: u16) -> &mut Slots {
+        self.slots.get_mut(&upstream).expect("slot messages go to the upstream's home")
+    }
+
+    fn send(&mut self, to: usize, message: Message) {
+        debug_assert_ne!(to, self.me);
+        self.actions.push(Action::Send { to, message });
+    }
+
+    /// The upstreams whose home is here, with slots in use and requests waiting.
+    pub fn slot_use(&self) -> impl Iterator<Item = (u16, u32, usize)> {
+        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
+    }
+
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        self.partition.bytes() + self.replicas.overhead_bytes()
+    }
+
+    #[must_use]
+    pub fn cache_entries(&self) -> u64 {
+        self.partition.len() as u64
+    }
+
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.leases.waiters()
+    }
+}
