@@ -177,6 +177,10 @@ impl Decoder {
 
     fn next(&mut self, byte: u8) -> Result<State, ChunkError> {
         match self.state {
+            // The semicolon counts too: it stands where one after a quoted value would.
+            State::Size { digits: 1.., size } if byte == b';' => {
+                self.next_in_extension(Extension::AfterQuoted, size, byte)
+            }
             State::Size { digits, size } => next_in_size(digits, size, byte),
             State::Extension { part, size } => self.next_in_extension(part, size, byte),
             // RFC 9112 §7.1: the chunk of size zero is the last; the trailer section follows.
@@ -244,7 +248,6 @@ fn next_in_size(digits: u8, size: u64, byte: u8) -> Result<State, ChunkError> {
         b'a'..=b'f' => byte - b'a' + 10,
         b'A'..=b'F' => byte - b'A' + 10,
         b'\r' if digits > 0 => return Ok(State::SizeLf { size }),
-        b';' if digits > 0 => return Ok(State::Extension { part: Extension::NameStart, size }),
         b'\n' if digits > 0 => return Err(ChunkError::BadLineEnd),
         _ => return Err(ChunkError::BadSize),
     };
@@ -272,4 +275,175 @@ pub fn write_chunk_header(out: &mut Vec<u8>, len: usize) {
     }
     out.extend_from_slice(&digits[at..]);
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds the pieces one after the other: the body, and how many bytes belong to the message if it ended.
+    fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<u8>, Option<usize>), ChunkError> {
+        let (mut decoder, mut body, mut consumed) = (Decoder::new(), Vec::new(), 0);
+        for mut piece in pieces {
+            while !piece.is_empty() {
+                let step = decoder.decode(piece).inspect_err(|&error| {
+                    assert_eq!(decoder.decode(b"0\r\n\r\n"), Err(error), "an error is final");
+                })?;
+                assert!(step.data.end <= step.consumed && step.consumed <= piece.len());
+                body.extend_from_slice(&piece[step.data.clone()]);
+                consumed += step.consumed;
+                piece = &piece[step.consumed..];
+                if step.done {
+                    assert!(decoder.is_done());
+                    return Ok((body, Some(consumed)));
+                }
+            }
+        }
+        Ok((body, None))
+    }
+
+    /// The outcome of `input` whole, made sure of when cut in two at every place and when it comes byte by byte.
+    fn outcome(input: &[u8]) -> Result<(Vec<u8>, Option<usize>), ChunkError> {
+        let whole = feed([input]);
+        for cut in 0..=input.len() {
+            assert_eq!(feed([&input[..cut], &input[cut..]]), whole, "cut at {cut}");
+        }
+        assert_eq!(feed(input.chunks(1)), whole, "byte by byte");
+        whole
+    }
+
+    #[test]
+    fn accepted() {
+        const ROWS: &[(&str, &str, &str, &str)] = &[
+            ("no chunk, RFC 9112 §7.1", "0\r\n\r\n", "", ""),
+            ("two chunks, §7.1", "5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", "hello!", ""),
+            (
+                "digits in any case, leading zeros, §7.1",
+                "0A\r\n0123456789\r\n00b\r\n0123456789A\r\n000\r\n\r\n",
+                "01234567890123456789A",
+                "",
+            ),
+            ("16 digits; row 15", "0000000000000001\r\nx\r\n0\r\n\r\n", "x", ""),
+            ("CRLF in the data", "4\r\n\r\n0\r\r\n0\r\n\r\n", "\r\n0\r", ""),
+            (
+                "extensions are dropped, §7.1.1; row 16",
+                "1;a\r\nx\r\n1;a=b;c=\"d;\\\"\t\"\r\ny\r\n0;z\r\n\r\n",
+                "xy",
+                "",
+            ),
+            ("trailers are dropped, §7.1.2; row 18", "0\r\nA: b\r\nContent-Length: 5\r\nHost:\r\n\r\n", "", ""),
+            (
+                "what follows is the next message; row 17",
+                "1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
+                "x",
+                "GET / HTTP/1.1\r\n",
+            ),
+        ];
+        for &(case, input, body, rest) in ROWS {
+            assert_eq!(outcome(input.as_bytes()), Ok((body.into(), Some(input.len() - rest.len()))), "{case}");
+        }
+    }
+
+    #[test]
+    fn incomplete_is_never_done() {
+        // RFC 9112 §8; wire.md row 41: a message without its last chunk must not look whole.
+        let input = b"5;a=\"b\"\r\nhello\r\n0\r\nT: v\r\n\r\n";
+        for cut in 0..input.len() {
+            assert!(matches!(feed([&input[..cut]]), Ok((_, None))), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn refused() {
+        use ChunkError::{BadExtension, BadLineEnd, BadSize, BadTrailer, DataTooLong, SizeTooLong};
+        const ROWS: &[(&str, &str, ChunkError)] = &[
+            ("no size, RFC 9112 §7.1; row 15", "\r\nx\r\n", BadSize),
+            ("0x; row 15", "0x1\r\nx\r\n", BadSize),
+            ("a plus; row 15", "+1\r\nx\r\n", BadSize),
+            ("a minus; row 15", "-1\r\nx\r\n", BadSize),
+            ("an underscore; row 15", "1_0\r\n", BadSize),
+            ("a leading space; row 15", " 1\r\nx\r\n", BadSize),
+            ("a trailing space; row 15", "1 \r\nx\r\n", BadSize),
+            ("a trailing HTAB; row 15", "1\t\r\nx\r\n", BadSize),
+            ("17 digits; row 15", "00000000000000001\r\nx\r\n", SizeTooLong),
+            ("over u64; row 15", "10000000000000000\r\n", SizeTooLong),
+            ("bare LF after the size, §2.2; row 9", "1\nx\r\n", BadLineEnd),
+            ("bare CR after the size; row 9", "1\rx", BadLineEnd),
+            ("bare LF as a size line; row 9", "\n", BadSize),
+            ("bare LF after the data; row 9", "1\r\nx\n0\r\n\r\n", DataTooLong),
+            ("bare CR after the data; row 9", "1\r\nx\r0\r\n\r\n", BadLineEnd),
+            ("two bytes that are not CRLF; row 9", "1\r\nxyz0\r\n\r\n", DataTooLong),
+            ("data longer than its size; row 17", "1\r\nxx\r\n0\r\n\r\n", DataTooLong),
+            ("no CRLF after the data; row 17", "1\r\nx0\r\n\r\n", DataTooLong),
+            ("bare LF after the last chunk; row 9", "0\n\r\n", BadLineEnd),
+            ("bare LF as the end; row 9", "0\r\n\n", BadLineEnd),
+            ("CR without LF as the end; row 9", "0\r\n\rX", BadLineEnd),
+            ("bare LF after a trailer; row 9", "0\r\nA: b\n\r\n", BadLineEnd),
+            ("bare CR in a trailer; row 10", "0\r\nA: b\rc\r\n\r\n", BadLineEnd),
+            ("a bare semicolon, §7.1.1; row 16", "1;\r\nx\r\n", BadExtension),
+            ("an empty second extension; row 16", "1;a;\r\nx\r\n", BadExtension),
+            ("no value; row 16", "1;a=\r\nx\r\n", BadExtension),
+            ("no name; row 16", "1;=a\r\nx\r\n", BadExtension),
+            ("white space; row 16", "1; a\r\nx\r\n", BadExtension),
+            ("a CTL; row 16", "1;a\x01\r\nx\r\n", BadExtension),
+            ("CR in a quoted value; row 16", "1;a=\"\r\n\"\r\nx\r\n", BadExtension),
+            ("LF in a quoted value; row 16", "1;a=\"\n\"\r\nx\r\n", BadExtension),
+            ("an escaped LF; row 16", "1;a=\"\\\n\"\r\nx\r\n", BadExtension),
+            ("bytes after a quoted value; row 16", "1;a=\"b\"c\r\nx\r\n", BadExtension),
+            ("bare LF after an extension; row 9", "1;a\nx\r\n", BadExtension),
+            ("a trailer without a colon; row 18", "0\r\nA\r\n\r\n", BadTrailer),
+            ("a trailer without a name; row 18", "0\r\n: b\r\n\r\n", BadTrailer),
+            ("a folded trailer; rows 12, 18", "0\r\nA: b\r\n c\r\n\r\n", BadTrailer),
+            ("NUL in a trailer; rows 11, 18", "0\r\nA: \0\r\n\r\n", BadTrailer),
+            ("a request instead of trailers; row 17", "0\r\nGET / HTTP/1.1\r\n\r\n", BadTrailer),
+        ];
+        for &(case, input, error) in ROWS {
+            assert_eq!(outcome(input.as_bytes()), Err(error), "{case}");
+        }
+    }
+
+    #[test]
+    fn limits() {
+        // wire.md rows 16, 18.
+        let extension = |len: usize| {
+            format!("1;{}\r\nx\r\n1;{}\r\ny\r\n0\r\n\r\n", "a".repeat(len / 2 - 1), "a".repeat(len - len / 2 - 1))
+        };
+        assert!(feed([extension(CHUNK_EXT_BYTES_MAX).as_bytes()]).is_ok_and(|(_, end)| end.is_some()));
+        assert_eq!(feed([extension(CHUNK_EXT_BYTES_MAX + 1).as_bytes()]), Err(ChunkError::ExtensionsTooLong));
+        let trailer = |len: usize| format!("0\r\nA:{}\r\n\r\n", "b".repeat(len - 4));
+        assert!(feed([trailer(TRAILER_BYTES_MAX).as_bytes()]).is_ok_and(|(_, end)| end.is_some()));
+        assert_eq!(feed([trailer(TRAILER_BYTES_MAX + 1).as_bytes()]), Err(ChunkError::TrailersTooLong));
+        let lines = |n: usize| format!("0\r\n{}\r\n", "A:\r\n".repeat(n));
+        assert!(feed([lines(FIELDS_MAX).as_bytes()]).is_ok_and(|(_, end)| end.is_some()));
+        assert_eq!(feed([lines(FIELDS_MAX + 1).as_bytes()]), Err(ChunkError::TrailersTooLong));
+        for (error, limit) in
+            [(ChunkError::ExtensionsTooLong, CHUNK_EXT_BYTES_MAX), (ChunkError::TrailersTooLong, TRAILER_BYTES_MAX)]
+        {
+            assert!(error.detail().contains(&limit.to_string()));
+        }
+    }
+
+    #[test]
+    fn the_largest_size_does_not_wrap() {
+        let mut decoder = Decoder::new();
+        let step = decoder.decode(b"ffffffffffffffff\r\nabc");
+        assert_eq!(step, Ok(Step { consumed: 21, data: 18..21, done: false }));
+        assert_eq!(decoder.state, State::Data { left: u64::MAX - 3 });
+    }
+
+    #[test]
+    fn what_we_write_we_read() {
+        for (len, expected) in [(1, "1\r\n"), (16, "10\r\n"), (0xabc, "abc\r\n"), (usize::MAX, "ffffffffffffffff\r\n")]
+        {
+            let mut out = Vec::new();
+            write_chunk_header(&mut out, len);
+            assert_eq!(out, expected.as_bytes());
+        }
+        let mut out = Vec::new();
+        write_chunk_header(&mut out, 300);
+        out.extend([b'x'; 300]);
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(LAST_CHUNK);
+        assert_eq!(outcome(&out), Ok((vec![b'x'; 300], Some(out.len()))));
+    }
 }

@@ -327,11 +327,8 @@ mod tests {
             assert_eq!(FieldId::of(name.as_bytes()), id, "{name}");
             assert_eq!(FieldId::of(name.to_ascii_uppercase().as_bytes()), id, "{name} in upper case");
             assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other, "{name} less a byte");
-            assert_eq!(
-                FieldId::of(name.replace('e', "f").replace('i', "f").replace('a', "b").as_bytes()),
-                FieldId::Other,
-                "{name} altered"
-            );
+            let altered = format!("{}~", &name[..name.len() - 1]);
+            assert_eq!(FieldId::of(altered.as_bytes()), FieldId::Other, "{altered}");
         }
         assert_eq!(FieldId::of(b""), FieldId::Other);
     }

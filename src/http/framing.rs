@@ -121,3 +121,85 @@ fn only(fields: FieldsView<'_>, id: FieldId) -> Result<Option<&[u8]>, Repeated> 
     let first = values.next();
     if values.next().is_some() { Err(Repeated) } else { Ok(first) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::{Field, Span};
+    use super::*;
+
+    /// Builds the fields of one message from `C` (Content-Length) and `T` (Transfer-Encoding) lines.
+    fn with_fields<T>(lines: &[(char, &str)], judge: impl FnOnce(FieldsView<'_>) -> T) -> T {
+        let (mut buf, mut fields) = (String::new(), Vec::new());
+        for &(kind, value) in lines {
+            let start = u32::try_from(buf.len()).unwrap();
+            buf += value;
+            let id = if kind == 'C' { FieldId::ContentLength } else { FieldId::TransferEncoding };
+            let end = u32::try_from(buf.len()).unwrap();
+            fields.push(Field { id, name: Span::default(), value: Span { start, end } });
+        }
+        judge(FieldsView { buf: buf.as_bytes(), fields: &fields })
+    }
+
+    // RFC 9112 §6.3, in the order of its items; wire.md rows 43, 44.
+    #[test]
+    fn every_status_and_method() {
+        use BodyLength::{Chunked, Empty, Known, UntilClose};
+        for status in 100..=599 {
+            let bodiless = status < 200 || status == 204 || status == 304;
+            for method in [Method::Get, Method::Head, Method::Post, Method::Options, Method::Other] {
+                for (lines, length) in [
+                    (&[][..], UntilClose),
+                    (&[('C', "0")][..], Empty),
+                    (&[('C', "7")][..], Known(7)),
+                    (&[('T', "chunked")][..], Chunked),
+                ] {
+                    let expected = match length {
+                        Chunked if bodiless => Err(Fault::TransferEncodingForbidden),
+                        _ if bodiless || method == Method::Head => Ok(Empty),
+                        _ => Ok(length),
+                    };
+                    let got = with_fields(lines, |fields| of_response(1, status, method, fields));
+                    assert_eq!(got, expected, "{status} to {method:?} with {lines:?}");
+                }
+            }
+        }
+    }
+
+    // RFC 9112 §6.3; wire.md rows 1 to 5. `parse` has the longer tables.
+    #[test]
+    fn requests() {
+        for (lines, minor, expected) in [
+            (&[][..], 1, Ok(BodyLength::Empty)),
+            (&[('C', "0")][..], 0, Ok(BodyLength::Empty)),
+            (&[('C', "7")][..], 0, Ok(BodyLength::Known(7))),
+            (&[('T', "chunked")][..], 1, Ok(BodyLength::Chunked)),
+            (&[('T', "chunked")][..], 0, Err(Fault::TransferEncodingIn10)),
+            (&[('T', "chunked"), ('C', "7")][..], 1, Err(Fault::LengthAndCoding)),
+            (&[('C', "7"), ('C', "7"), ('T', "chunked")][..], 1, Err(Fault::RepeatedContentLength)),
+            (&[('C', "7"), ('T', "chunked"), ('T', "chunked")][..], 1, Err(Fault::BadTransferEncoding)),
+        ] {
+            assert_eq!(with_fields(lines, |fields| of_request(minor, fields)), expected, "{lines:?} in 1.{minor}");
+        }
+    }
+
+    // RFC 9110 §8.6; wire.md row 6.
+    #[test]
+    fn lengths() {
+        for (value, expected) in [
+            ("0", Some(0)),
+            ("10", Some(10)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("99999999999999999999", None),
+            ("100000000000000000000000", None),
+            ("", None),
+            ("00", None),
+            ("01", None),
+            ("1 ", None),
+            ("1,1", None),
+            ("\u{661}", None),
+        ] {
+            assert_eq!(content_length(value.as_bytes()), expected, "{value:?}");
+        }
+    }
+}
