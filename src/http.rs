@@ -2,6 +2,7 @@
 
 pub mod chunked;
 pub mod encode;
+pub mod fault;
 pub mod fields;
 pub mod framing;
 pub mod head;
