@@ -187,7 +187,15 @@ mod tests {
             ..ServeArgs::default()
         };
         assert_eq!(serve, Command::Serve(expected));
-        for line in ["demo", "check --config f", "purge --url u", "purge --tag t --admin :1", "warm a b", "warm -", "status --json"] {
+        for line in [
+            "demo",
+            "check --config f",
+            "purge --url u",
+            "purge --tag t --admin :1",
+            "warm a b",
+            "warm -",
+            "status --json",
+        ] {
             assert!(parsed(&format!("pilotlight {line}")).is_ok(), "{line}");
         }
         for line in ["", "check", "purge", "purge --url u --tag t", "warm", "status x", "serve --sards 1"] {

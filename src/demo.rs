@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn the_configuration_loads() {
-        let config = load::parse("demo", &config_toml("127.0.0.1:4000".parse().unwrap()), &Overrides::default()).unwrap();
+        let config =
+            load::parse("demo", &config_toml("127.0.0.1:4000".parse().unwrap()), &Overrides::default()).unwrap();
         assert_eq!(config.warm[0].targets.len(), 8);
         assert_eq!(config.warm[0].targets[7], heavy_path(8));
         assert_eq!((config.routes.len(), config.upstreams[0].max_concurrency), (2, Some(4)));
@@ -304,7 +305,10 @@ mod tests {
         let heavy = get(&origin, &heavy_path(3));
         let body = String::from_utf8(heavy.body.clone()).unwrap();
         assert_eq!((heavy.status, heavy.header("cache-control")), (200, None));
-        assert!(body.starts_with(r#"{"status":0,"message":"OK","data":{"farm":3,"ndvi":0.46,"computed_at":"2"#), "{body}");
+        assert!(
+            body.starts_with(r#"{"status":0,"message":"OK","data":{"farm":3,"ndvi":0.46,"computed_at":"2"#),
+            "{body}"
+        );
         let light = get(&origin, "/api/v1/light/?x");
         assert_eq!((light.status, light.header("cache-control")), (200, Some("no-store")));
         for path in ["/", "/api/v1/farms/9/ndvi/latest/", "/api/v1/farms/x/ndvi/latest/"] {

@@ -53,7 +53,9 @@ pub fn warm(args: &WarmArgs) -> Result<String, AskError> {
     let mut body = String::new();
     for url in &args.urls {
         if url == "-" {
-            io::stdin().read_to_string(&mut body).map_err(|error| AskError::Usage(format!("standard input: {error}")))?;
+            io::stdin()
+                .read_to_string(&mut body)
+                .map_err(|error| AskError::Usage(format!("standard input: {error}")))?;
         } else {
             body.push_str(url);
         }
@@ -273,7 +275,10 @@ fn line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut bytes = Vec::new();
     stream.take(64 << 10).read_until(b'\n', &mut bytes)?;
     if bytes.pop() != Some(b'\n') {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection before the end of its answer"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it closed the connection before the end of its answer",
+        ));
     }
     if bytes.last() == Some(&b'\r') {
         bytes.pop();
@@ -292,14 +297,19 @@ mod tests {
         for (wire, expected) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi more", Some((200, "hi"))),
             ("HTTP/1.1 200 OK\r\n\r\nto the end", Some((200, "to the end"))),
-            ("HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n2;x=y\r\nhi\r\nA\r\n0123456789\r\n0\r\n\r\n", Some((503, "hi0123456789"))),
+            (
+                "HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n2;x=y\r\nhi\r\nA\r\n0123456789\r\n0\r\n\r\n",
+                Some((503, "hi0123456789")),
+            ),
             ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi", None),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", None),
             ("HTTP/1.1 200 OK\r\nContent-Le", None),
             ("SSH-2.0-x\r\n", None),
             ("", None),
         ] {
-            let got = read_answer(wire.as_bytes()).ok().map(|answer| (answer.status, String::from_utf8(answer.body).unwrap()));
+            let got = read_answer(wire.as_bytes())
+                .ok()
+                .map(|answer| (answer.status, String::from_utf8(answer.body).unwrap()));
             assert_eq!(got, expected.map(|(status, body)| (status, body.to_owned())), "{wire}");
         }
     }
@@ -337,7 +347,10 @@ mod tests {
         assert_eq!((refused.exit_code(), refused.to_string().as_str()), (2, "the gateway refused: 400 wrong"));
         let gone = purge(&purge_args("unix:/nonexistent/admin.sock".to_owned())).unwrap_err();
         assert_eq!(gone.exit_code(), 2);
-        assert!(gone.to_string().starts_with("cannot reach the gateway's admin address unix:/nonexistent/admin.sock: No such file"));
+        assert!(
+            gone.to_string()
+                .starts_with("cannot reach the gateway's admin address unix:/nonexistent/admin.sock: No such file")
+        );
         let wrong = purge(&purge_args("nowhere".to_owned())).unwrap_err();
         assert_eq!(wrong.exit_code(), 1);
         assert!(wrong.to_string().starts_with("--admin: bad address \"nowhere\""), "{wrong}");

@@ -30,7 +30,9 @@ pub fn parse_listen(text: &str) -> Result<Addr, String> {
         }
         Parts::Tcp(host, port) => match ip(host) {
             Some(ip) => Ok(Addr::Tcp(SocketAddr::new(ip, port))),
-            None => Err(format!("cannot listen on the host {host:?}: expected an IP address, localhost, or nothing before the colon")),
+            None => Err(format!(
+                "cannot listen on the host {host:?}: expected an IP address, localhost, or nothing before the colon"
+            )),
         },
     }
 }
@@ -57,7 +59,9 @@ fn parse(text: &str) -> Result<Parts<'_>, String> {
     let expected = "expected host:port, :port or unix:/path";
     if let Some(path) = text.strip_prefix("unix:") {
         if !path.starts_with('/') || path.len() > UNIX_PATH_BYTES_MAX || path.contains('\0') {
-            return Err(format!("bad unix socket path {path:?}: expected an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes"));
+            return Err(format!(
+                "bad unix socket path {path:?}: expected an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes"
+            ));
         }
         return Ok(Parts::Unix(PathBuf::from(path)));
     }

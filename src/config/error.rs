@@ -141,7 +141,9 @@ mod tests {
 
     #[test]
     fn edits_are_counted() {
-        for (left, right, edits) in [("", "abc", 3), ("listn", "listen", 1), ("ttl", "ttl", 0), ("kitten", "sitting", 3)] {
+        for (left, right, edits) in
+            [("", "abc", 3), ("listn", "listen", 1), ("ttl", "ttl", 0), ("kitten", "sitting", 3)]
+        {
             assert_eq!(distance(left, right), edits, "{left} {right}");
         }
     }

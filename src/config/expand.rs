@@ -44,7 +44,10 @@ fn pieces(pattern: &str, most: usize) -> Result<Vec<Vec<String>>, ExpandError> {
         if inside.as_bytes()[close] == b'{' {
             return Err(ExpandError::Nested(pattern.to_owned()));
         }
-        pieces.push(alternatives(&inside[..close], most).ok_or(()).or_else(|()| unexpandable(pattern, &inside[..close], most))?);
+        match alternatives(&inside[..close], most) {
+            Some(alternatives) => pieces.push(alternatives),
+            None => return Err(why_not(pattern, &inside[..close], most)),
+        }
         rest = &inside[close + 1..];
     }
     pieces.push(vec![rest.to_owned()]);
@@ -52,10 +55,10 @@ fn pieces(pattern: &str, most: usize) -> Result<Vec<Vec<String>>, ExpandError> {
 }
 
 /// Tells a range that is too long from text that is no range at all.
-fn unexpandable(pattern: &str, inside: &str, most: usize) -> Result<Vec<String>, ExpandError> {
+fn why_not(pattern: &str, inside: &str, most: usize) -> ExpandError {
     match range(inside) {
-        Some(_) => Err(ExpandError::TooMany(pattern.to_owned(), most)),
-        None => Err(ExpandError::Neither(inside.to_owned())),
+        Some(_) => ExpandError::TooMany(pattern.to_owned(), most),
+        None => ExpandError::Neither(inside.to_owned()),
     }
 }
 

@@ -118,7 +118,8 @@ impl<'de> Deserialize<'de> for Shards {
                 f.write_str("\"auto\", a number of shards, or a CPU list such as \"2-5,8\"")
             }
             fn visit_i64<E: de::Error>(self, count: i64) -> Result<Shards, E> {
-                let count = u64::try_from(count).map_err(|_| E::custom(format!("{count} shards: the number is negative")))?;
+                let count =
+                    u64::try_from(count).map_err(|_| E::custom(format!("{count} shards: the number is negative")))?;
                 Ok(Shards::Count(count))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Shards, E> {
@@ -165,7 +166,8 @@ impl<'de> Deserialize<'de> for BusyPoll {
             _ => {}
         }
         let expected = "expected \"off\", \"always\" or a duration from 1us to 1s";
-        let time = parse_duration(&text).map_err(|_| de::Error::custom(format!("bad busy_poll {text:?}: {expected}")))?;
+        let time =
+            parse_duration(&text).map_err(|_| de::Error::custom(format!("bad busy_poll {text:?}: {expected}")))?;
         if time.as_micros() < 1 || time.as_secs_f64() > 1.0 {
             return Err(de::Error::custom(format!("the duration {text} is out of bounds: {expected}")));
         }
@@ -183,7 +185,9 @@ impl<'de> Deserialize<'de> for AuthorizationWord {
         match text.as_str() {
             "rfc9111" => Ok(Self(Authorization::Rfc9111)),
             "per-credential" => Ok(Self(Authorization::PerCredential)),
-            _ => Err(de::Error::custom(format!("bad authorization {text:?}: expected \"rfc9111\" or \"per-credential\""))),
+            _ => Err(de::Error::custom(format!(
+                "bad authorization {text:?}: expected \"rfc9111\" or \"per-credential\""
+            ))),
         }
     }
 }

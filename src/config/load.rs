@@ -68,7 +68,7 @@ fn resolve(source: Source<'_>, flags: &Overrides, around: &Surroundings<'_>) -> 
     }
     let routes = routes::resolve(source, &file.routes, &upstreams)?;
     let (upstreams, routes) = complete(source, upstreams, routes, flags, &own)?;
-    let warm = warm::resolve(source, &file.warm, &routes, around.env)?;
+    let warm = warm::resolve(source, &file.warm, &routes, &upstreams, around.env)?;
     Ok(Config { server, admin: admin.0.clone(), cache, upstreams, routes, warm })
 }
 
@@ -80,7 +80,9 @@ fn listeners(source: Source<'_>, file: &File, flags: &Overrides) -> Result<Vec<(
         None => vec![(LISTEN_DEFAULT, Origin::Default)],
     };
     if let (true, Some(list)) = (written.is_empty(), &file.server.listen) {
-        return Err(source.at(list.span(), "no address to listen on: expected at least one, such as \"127.0.0.1:8080\""));
+        return Err(
+            source.at(list.span(), "no address to listen on: expected at least one, such as \"127.0.0.1:8080\"")
+        );
     }
     written.push(match (&flags.admin, &file.admin.listen) {
         (Some(text), _) => (text, Origin::Flag("--admin")),
@@ -101,7 +103,12 @@ fn listeners(source: Source<'_>, file: &File, flags: &Overrides) -> Result<Vec<(
     Ok(listeners)
 }
 
-fn shards(source: Source<'_>, file: &File, flags: &Overrides, allowed: &[usize]) -> Result<Vec<Option<usize>>, ConfigError> {
+fn shards(
+    source: Source<'_>,
+    file: &File,
+    flags: &Overrides,
+    allowed: &[usize],
+) -> Result<Vec<Option<usize>>, ConfigError> {
     let (shards, origin) = match (&flags.shards, &file.server.shards) {
         (Some(text), _) => (parse_flag(text), Origin::Flag("--shards")),
         (None, Some(shards)) => (shards.as_ref().clone(), Origin::File(shards.span())),
@@ -118,7 +125,10 @@ fn server(
 ) -> Result<Server, ConfigError> {
     let name = match &file.name {
         Some(name) if !is_token(name.as_ref()) => {
-            return Err(source.at(name.span(), format!("bad name {:?}: expected a token of letters, digits and -._", name.as_ref())));
+            return Err(source.at(
+                name.span(),
+                format!("bad name {:?}: expected a token of letters, digits and -._", name.as_ref()),
+            ));
         }
         Some(name) => name.as_ref().clone(),
         None => "pilotlight".to_owned(),
@@ -148,7 +158,9 @@ fn trusted(source: Source<'_>, written: Option<&[Spanned<String>]>) -> Result<Ve
     };
     let net = |text: &Spanned<String>| {
         let parsed = text.as_ref().parse::<IpNet>().or_else(|_| text.as_ref().parse::<IpAddr>().map(IpNet::from));
-        let message = || format!("bad trusted proxy {:?}: expected an IP address or a network such as \"10.0.0.0/8\"", text.as_ref());
+        let message = || {
+            format!("bad trusted proxy {:?}: expected an IP address or a network such as \"10.0.0.0/8\"", text.as_ref())
+        };
         parsed.map_err(|_| source.at(text.span(), message()))
     };
     written.iter().map(net).collect()
@@ -176,7 +188,9 @@ fn upstream_of(source: Source<'_>, name: &str, file: &file::Upstream, own: &[&Ad
     }
     if list.as_ref().is_empty() || list.as_ref().len() > SERVERS_MAX {
         let count = list.as_ref().len();
-        return Err(source.at(list.span(), format!("the upstream `{name}` has {count} servers: expected 1 to {SERVERS_MAX}")));
+        return Err(
+            source.at(list.span(), format!("the upstream `{name}` has {count} servers: expected 1 to {SERVERS_MAX}"))
+        );
     }
     let mut servers = Vec::new();
     for text in list.as_ref() {
@@ -253,7 +267,8 @@ fn complete(
     }
     match (upstreams.len(), routes.len()) {
         (0, _) => {
-            let message = "no upstream: give --upstream ADDR, or a [upstreams.NAME] table with servers in the file of --config";
+            let message =
+                "no upstream: give --upstream ADDR, or a [upstreams.NAME] table with servers in the file of --config";
             Err(ConfigError::without_place(source.name, message))
         }
         (1, 0) => Ok((upstreams, vec![routes::everything(0)])),
@@ -266,7 +281,11 @@ fn complete(
 }
 
 /// The index of the upstream named `name`.
-pub(super) fn find_upstream(source: Source<'_>, name: &Spanned<String>, upstreams: &[Upstream]) -> Result<usize, ConfigError> {
+pub(super) fn find_upstream(
+    source: Source<'_>,
+    name: &Spanned<String>,
+    upstreams: &[Upstream],
+) -> Result<usize, ConfigError> {
     upstreams.iter().position(|upstream| upstream.name == *name.as_ref()).ok_or_else(|| {
         let known: Vec<&str> = upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         source.at(name.span(), unknown("upstream", name.as_ref(), &known))

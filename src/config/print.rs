@@ -92,7 +92,9 @@ fn server(out: &mut Text, server: &Server) {
 }
 
 fn upstream(out: &mut Text, upstream: &Upstream) {
-    out.head(&format!("[upstreams.{}]", quote(&upstream.name)));
+    // A dot in a bare key would be a table within a table.
+    let name = if upstream.name.contains('.') { quote(&upstream.name) } else { upstream.name.clone() };
+    out.head(&format!("[upstreams.{name}]"));
     out.list("servers", upstream.servers.iter().map(Addr::to_string));
     if let Some(most) = upstream.max_concurrency {
         out.raw("max_concurrency", most);
@@ -124,7 +126,8 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
 }
 
 fn route_cache(out: &mut Text, cache: &RouteCache) {
-    out.raw("[routes.cache]\noverride", cache.override_);
+    let _ = writeln!(out.0, "[routes.cache]");
+    out.raw("override", cache.override_);
     let times = [
         ("ttl", cache.ttl),
         ("stale_while_revalidate", cache.stale_while_revalidate),

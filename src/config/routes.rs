@@ -25,12 +25,15 @@ pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream])
         let route = route(source, written, upstreams)?;
         if let Some(earlier) = seen.insert((route.host.clone(), route.path.clone()), number) {
             let host = route.host.as_deref().unwrap_or("any host");
-            let message = format!("the path {:?} on {host} has a route already, number {} in the file", route.path, earlier + 1);
+            let message =
+                format!("the path {:?} on {host} has a route already, number {} in the file", route.path, earlier + 1);
             return Err(source.at(written.path.span(), message));
         }
         if let Some(earlier) = names.insert(route.name.clone(), number) {
             let place = written.name.as_ref().unwrap_or(&written.path).span();
-            return Err(source.at(place, format!("the name {:?} is that of route number {} already", route.name, earlier + 1)));
+            return Err(
+                source.at(place, format!("the name {:?} is that of route number {} already", route.name, earlier + 1))
+            );
         }
         routes.push(route);
     }
@@ -119,7 +122,9 @@ pub fn normal_host(host: &str) -> Result<String, String> {
     let bare = lower.strip_suffix(":80").unwrap_or(&lower);
     let bare = bare.strip_suffix('.').unwrap_or(bare);
     if bare.is_empty() || bare.starts_with(':') || !bare.bytes().all(allowed) {
-        return Err(format!("bad host {host:?}: expected a name or an address as clients send it in Host, such as \"api.example.com\""));
+        return Err(format!(
+            "bad host {host:?}: expected a name or an address as clients send it in Host, such as \"api.example.com\""
+        ));
     }
     Ok(bare.to_owned())
 }

@@ -41,7 +41,10 @@ fn cpu_list(list: &str, allowed: &[usize]) -> Result<Vec<usize>, String> {
         })?;
         for cpu in first..=last {
             if !allowed.contains(&cpu) {
-                return Err(format!("CPU {cpu} of the list {list:?} may not be used by this process; allowed: {}", print_cpus(allowed)));
+                return Err(format!(
+                    "CPU {cpu} of the list {list:?} may not be used by this process; allowed: {}",
+                    print_cpus(allowed)
+                ));
             }
             if cpus.contains(&cpu) {
                 return Err(format!("CPU {cpu} stands twice in the list {list:?}"));
@@ -70,7 +73,8 @@ pub fn print_cpus(cpus: &[usize]) -> String {
             _ => parts.push((cpu, cpu)),
         }
     }
-    let part = |(first, last): &(usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let part =
+        |(first, last): &(usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
     parts.iter().map(part).collect::<Vec<_>>().join(",")
 }
 

@@ -90,7 +90,7 @@ max_object = 12345
 [upstreams.a]
 servers = ["unix:/run/a.sock", "App.internal:80", "10.0.0.1:1"]
 max_concurrency = 4
-background_share = 0
+background_share = 1
 connect_timeout = "2s"
 first_byte_timeout = "3s"
 read_timeout = "4s"
@@ -122,7 +122,7 @@ cache = true
 name = "w"
 scheme = "https"
 host = "api.example.com:8443"
-paths = ["/a/{x,y}", "/a/x", "/b?q='%7B'"]
+paths = ["/a/{x,y}", "/a/x", "/c?q='%7B'"]
 headers = { Accept = "text/\"x\"", "X-API-Key" = "env:WARM_API_KEY" }
 "#;
 
@@ -145,7 +145,8 @@ fn what_is_printed_loads_to_the_same() {
 #[test]
 fn the_contract_says_the_defaults() {
     let bare = "[upstreams.django]\nservers = [\"127.0.0.1:8000\"]\nmax_concurrency = 4";
-    let (contract, bare) = (parse(CONTRACT, &Overrides::default()).unwrap(), parse(bare, &Overrides::default()).unwrap());
+    let (contract, bare) =
+        (parse(CONTRACT, &Overrides::default()).unwrap(), parse(bare, &Overrides::default()).unwrap());
     assert_eq!((contract.server, contract.admin, contract.cache), (bare.server, bare.admin, bare.cache));
     assert_eq!(contract.upstreams[0], bare.upstreams[0]);
     assert_eq!(contract.routes[1], bare.routes[0]);
@@ -162,7 +163,7 @@ fn everything_is_read() {
     assert_eq!(config.routes[0].host.as_deref(), Some("api.example.com"));
     assert_eq!((config.routes[1].name.as_str(), config.routes[1].cache.is_none()), ("/b", true));
     assert_eq!(config.routes[2].cache, Some(RouteCache::default()));
-    assert_eq!(config.warm[0].targets, ["/a/x", "/a/y", "/b?q='%7B'"]);
+    assert_eq!(config.warm[0].targets, ["/a/x", "/a/y", "/c?q='%7B'"]);
 }
 
 #[test]
@@ -192,6 +193,19 @@ fn the_upstream_flag_finds_its_place() {
     assert_eq!((named.upstreams.len(), &named.upstreams[1].servers[..]), (2, &server[..]));
 }
 
+/// A warm list for an upstream that may do nothing in the background.
+const IDLE_UPSTREAM: &str = "\
+[[routes]]
+path = '/b'
+upstream = 'b'
+[upstreams.b]
+servers = [':2']
+max_concurrency = 1
+background_share = 0.0
+[[warm]]
+host = 'h'
+paths = ['/b']";
+
 /// `text` after a correct upstream and route, which take the first four lines.
 fn error(text: &str) -> String {
     let start = "upstreams.a.servers = [':1']\n[[routes]]\npath = '/a'\nupstream = 'a'\n";
@@ -203,9 +217,18 @@ fn mistakes_in_a_file() {
     let mut wrong = Vec::new();
     for (text, expected) in [
         ("[server", "p.toml:5:8: unclosed table, expected `]`"),
-        ("[server]\nlistn = []", "p.toml:6:1: unknown key `listn`; did you mean `listen`? (known here: `listen`, `shards`"),
-        ("[sever]\n", "p.toml:5:2: unknown key `sever`; did you mean `server`? (known here: `server`, `admin`, `cache`"),
-        ("zzzzzz = 1\n[routes.cache]\nttl = '1s'", "p.toml:5:1: unknown key `zzzzzz` (known here: `name`, `host`, `path`"),
+        (
+            "[server]\nlistn = []",
+            "p.toml:6:1: unknown key `listn`; did you mean `listen`? (known here: `listen`, `shards`",
+        ),
+        (
+            "[sever]\n",
+            "p.toml:5:2: unknown key `sever`; did you mean `server`? (known here: `server`, `admin`, `cache`",
+        ),
+        (
+            "zzzzzz = 1\n[routes.cache]\nttl = '1s'",
+            "p.toml:5:1: unknown key `zzzzzz` (known here: `name`, `host`, `path`",
+        ),
         ("[routes.cache]\nxx = 1", "p.toml:6:1: unknown key `xx`"),
         ("[[routes]]\npath = '/'", "p.toml:5:1: missing key `upstream`"),
         ("[server]\nidle_timeout = '6 fortnights'", "p.toml:6:16: bad duration \"6 fortnights\": "),
@@ -224,50 +247,133 @@ fn mistakes_in_a_file() {
         ("[cache]\nmax_object = -1", "p.toml:6:14: the size -1 is negative"),
         ("[server]\nlisten = []", "p.toml:6:10: no address to listen on"),
         ("[server]\nlisten = ['a.example:80']", "p.toml:6:11: cannot listen on the host \"a.example\""),
-        ("[server]\nlisten = ['127.0.0.1']", "p.toml:6:11: bad address \"127.0.0.1\": expected host:port, :port or unix:/path"),
-        ("[server]\nlisten = ['127.0.0.1:0']", "p.toml:6:11: bad port \"0\" in the address \"127.0.0.1:0\": expected 1 to 65535"),
-        ("[server]\nlisten = [':80', '127.0.0.1:80']", "p.toml:6:18: the listener 127.0.0.1:80 overlaps the listener 0.0.0.0:80"),
-        ("[server]\nlisten = ['unix:/a', 'unix:/a']", "p.toml:6:22: the listener unix:/a overlaps the listener unix:/a"),
-        ("[server]\nlisten = [':9180']", "p.toml:6:11: the admin address 127.0.0.1:9180 overlaps the listener 0.0.0.0:9180"),
-        ("[admin]\nlisten = ':8080'", "p.toml:6:10: the admin address 0.0.0.0:8080 overlaps the listener 127.0.0.1:8080"),
-        ("[server]\nshards = '0-2,7'", "p.toml:6:10: CPU 7 of the list \"0-2,7\" may not be used by this process; allowed: 0-2,5"),
+        (
+            "[server]\nlisten = ['127.0.0.1']",
+            "p.toml:6:11: bad address \"127.0.0.1\": expected host:port, :port or unix:/path",
+        ),
+        (
+            "[server]\nlisten = ['127.0.0.1:0']",
+            "p.toml:6:11: bad port \"0\" in the address \"127.0.0.1:0\": expected 1 to 65535",
+        ),
+        (
+            "[server]\nlisten = [':80', '127.0.0.1:80']",
+            "p.toml:6:18: the listener 127.0.0.1:80 overlaps the listener 0.0.0.0:80",
+        ),
+        (
+            "[server]\nlisten = ['unix:/a', 'unix:/a']",
+            "p.toml:6:22: the listener unix:/a overlaps the listener unix:/a",
+        ),
+        (
+            "[server]\nlisten = [':9180']",
+            "p.toml:6:11: the admin address 127.0.0.1:9180 overlaps the listener 0.0.0.0:9180",
+        ),
+        (
+            "[admin]\nlisten = ':8080'",
+            "p.toml:6:10: the admin address 0.0.0.0:8080 overlaps the listener 127.0.0.1:8080",
+        ),
+        (
+            "[server]\nshards = '0-2,7'",
+            "p.toml:6:10: CPU 7 of the list \"0-2,7\" may not be used by this process; allowed: 0-2,5",
+        ),
         ("[server]\nshards = 'many'", "p.toml:6:10: bad shards \"many\": expected \"auto\", a number, or a CPU list"),
         ("[server]\nshards = 0", "p.toml:6:10: 0 shards: expected 1 to 256"),
-        ("[server]\nshards = true", "p.toml:6:10: invalid type: boolean `true`, expected \"auto\", a number of shards, or"),
+        (
+            "[server]\nshards = true",
+            "p.toml:6:10: invalid type: boolean `true`, expected \"auto\", a number of shards, or",
+        ),
         ("[upstreams.b]\nservers = []", "p.toml:6:11: the upstream `b` has 0 servers: expected 1 to 256"),
         ("[upstreams.b]\nmax_queue = 1", "p.toml:5:1: missing key `servers`"),
-        ("[upstreams.b]\nservers = [':1', '127.0.0.1:1']", "p.toml:6:18: the server 127.0.0.1:1 stands twice in the upstream `b`"),
+        (
+            "[upstreams.b]\nservers = [':1', '127.0.0.1:1']",
+            "p.toml:6:18: the server 127.0.0.1:1 stands twice in the upstream `b`",
+        ),
         ("[upstreams.b]\nservers = [':8080']", "p.toml:6:12: the server 127.0.0.1:8080 is this gateway's own listener"),
         ("[upstreams.b]\nservers = ['http://x']", "p.toml:6:12: bad address \"http://x\": expected no scheme"),
-        ("[upstreams.b]\nservers = [':2']\nbackground_share = 1.5", "p.toml:7:20: the share 1.5 is out of bounds: 0 to 1 is allowed"),
+        (
+            "[upstreams.b]\nservers = [':2']\nbackground_share = 1.5",
+            "p.toml:7:20: the share 1.5 is out of bounds: 0 to 1 is allowed",
+        ),
         ("[upstreams.b]\nservers = [':2']\nbackground_share = nan", "p.toml:7:20: the share NaN is out of bounds"),
-        ("[upstreams.b]\nservers = [':2']\nmax_concurrency = 0", "p.toml:7:19: invalid value: integer `0`, expected a nonzero u32"),
-        ("[[routes]]\npath = '/b'\nupstream = 'aa'", "p.toml:7:12: unknown upstream `aa`; did you mean `a`? (known here: `a`)"),
-        ("[[routes]]\npath = '/a'\nupstream = 'a'", "p.toml:6:8: the path \"/a\" on any host has a route already, number 1"),
+        (
+            "[upstreams.b]\nservers = [':2']\nmax_concurrency = 0",
+            "p.toml:7:19: invalid value: integer `0`, expected a nonzero u32",
+        ),
+        (
+            "[[routes]]\npath = '/b'\nupstream = 'aa'",
+            "p.toml:7:12: unknown upstream `aa`; did you mean `a`? (known here: `a`)",
+        ),
+        (
+            "[[routes]]\npath = '/a'\nupstream = 'a'",
+            "p.toml:6:8: the path \"/a\" on any host has a route already, number 1",
+        ),
         ("[[routes]]\npath = 'a'\nupstream = 'a'", "p.toml:6:8: bad path \"a\": it must start with /"),
         ("[[routes]]\npath = '/a?b'\nupstream = 'a'", "p.toml:6:8: bad path \"/a?b\": '?' cannot be part of it"),
         ("[[routes]]\npath = '/b'\nhost = '*'\nupstream = 'a'", "p.toml:7:8: bad host \"*\""),
-        ("[[routes]]\npath = '/b'\nname = '/a'\nupstream = 'a'", "p.toml:7:8: the name \"/a\" is that of route number 1 already"),
+        (
+            "[[routes]]\npath = '/b'\nname = '/a'\nupstream = 'a'",
+            "p.toml:7:8: the name \"/a\" is that of route number 1 already",
+        ),
         ("[routes.cache]\noverride = true", "p.toml:6:12: override = true needs a ttl beside it"),
         ("[routes.cache]\nrefresh_ahead = -1", "p.toml:6:17: the share -1 is out of bounds: 0 to 1 is allowed"),
-        ("[routes.cache]\nauthorization = 'x'", "p.toml:6:17: bad authorization \"x\": expected \"rfc9111\" or \"per-credential\""),
+        (
+            "[routes.cache]\nauthorization = 'x'",
+            "p.toml:6:17: bad authorization \"x\": expected \"rfc9111\" or \"per-credential\"",
+        ),
         ("cache = 'off'", "p.toml:5:9: invalid type: string \"off\", expected false, true, or a [routes.cache] table"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a', '/b']", "p.toml:7:16: no route for the warm path \"/b\" on the host \"h\""),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a', '/b']",
+            "p.toml:7:16: no route for the warm path \"/b\" on the host \"h\"",
+        ),
         ("[[warm]]\nhost = 'h'\npaths = ['a/b']", "p.toml:7:10: bad warm path \"a/b\": it must start with /"),
         ("[[warm]]\nhost = 'h'\npaths = ['/a b']", "p.toml:7:10: bad warm path \"/a b\": ' ' must be written as %XX"),
         ("[[warm]]\nhost = 'h'\npaths = ['/a/{1..2']", "p.toml:7:10: `{` without `}` in \"/a/{1..2\""),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a/{1..100001}']", "p.toml:7:10: \"/a/{1..100001}\" expands to more than the 100000"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a/{1..60000}', '/a/b{1..60000}']", "p.toml:7:27: the warm lists have more than the 100000"),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a/{1..100001}']",
+            "p.toml:7:10: \"/a/{1..100001}\" expands to more than the 100000",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a/{1..60000}', '/a/b{1..60000}']",
+            "p.toml:7:27: the warm lists have more than the 100000",
+        ),
+        (
+            "cache = false\n[[warm]]\nhost = 'h'\npaths = ['/a']",
+            "p.toml:8:10: the warm path \"/a\" is taken by the route \"/a\", which has",
+        ),
+        (
+            IDLE_UPSTREAM,
+            "p.toml:14:10: the warm path \"/b\" goes to the upstream `b`, whose background_share of 0 forbids warming",
+        ),
         ("[[warm]]\nhost = 'h'\npaths = []", "p.toml:7:9: no paths: expected at least one"),
         ("[[warm]]\nhost = 'h i'\npaths = ['/a']", "p.toml:6:8: bad host \"h i\""),
-        ("[[warm]]\nhost = 'h'\nscheme = 'ftp'\npaths = ['/a']", "p.toml:7:10: bad scheme \"ftp\": expected \"http\" or \"https\""),
+        (
+            "[[warm]]\nhost = 'h'\nscheme = 'ftp'\npaths = ['/a']",
+            "p.toml:7:10: bad scheme \"ftp\": expected \"http\" or \"https\"",
+        ),
         ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { 'X Y' = 'v' }", "p.toml:8:13: bad header name \"X Y\""),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { Host = 'v' }", "p.toml:8:13: the header \"Host\" is the gateway's own"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'v', x = 'v' }", "p.toml:8:22: the header \"x\" stands twice"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = \"a\\nb\" }", "p.toml:8:17: bad header value: it has a control character"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = ' a' }", "p.toml:8:17: bad header value: it starts or ends with white"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'env:BAD' }", "p.toml:8:17: bad header value: it has a control character"),
-        ("[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'env:NONE' }", "p.toml:8:17: the environment variable \"NONE\" of this"),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { Host = 'v' }",
+            "p.toml:8:13: the header \"Host\" is the gateway's own",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'v', x = 'v' }",
+            "p.toml:8:22: the header \"x\" stands twice",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = \"a\\nb\" }",
+            "p.toml:8:17: bad header value: it has a control character",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = ' a' }",
+            "p.toml:8:17: bad header value: it starts or ends with white",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'env:BAD' }",
+            "p.toml:8:17: bad header value: it has a control character",
+        ),
+        (
+            "[[warm]]\nhost = 'h'\npaths = ['/a']\nheaders = { X = 'env:NONE' }",
+            "p.toml:8:17: the environment variable \"NONE\" of this",
+        ),
     ] {
         let message = error(text);
         if !message.starts_with(expected) || message.contains('\n') {
@@ -304,4 +410,15 @@ fn an_unreadable_file() {
     let path = std::path::Path::new("/nonexistent/p.toml");
     let message = load(Some(path), &Overrides::default()).unwrap_err().to_string();
     assert!(message.starts_with("/nonexistent/p.toml: cannot read the configuration: No such file"), "{message}");
+}
+
+#[test]
+fn every_cut_of_a_file_is_read_or_refused_in_one_line() {
+    for text in [CONTRACT, EVERYTHING] {
+        for (end, _) in text.char_indices() {
+            if let Err(error) = parse(&text[..end], &Overrides::default()) {
+                assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        }
+    }
 }

@@ -30,7 +30,9 @@ impl<'de, const MIN_MS: u64, const MAX_MS: u64> Deserialize<'de> for Time<MIN_MS
         let (least, most) = (Duration::from_millis(MIN_MS), Duration::from_millis(MAX_MS));
         if time < least || time > most {
             let (got, least, most) = (print_duration(time), print_duration(least), print_duration(most));
-            return Err(de::Error::custom(format!("the duration {got} is out of bounds: {least} to {most} is allowed")));
+            return Err(de::Error::custom(format!(
+                "the duration {got} is out of bounds: {least} to {most} is allowed"
+            )));
         }
         Ok(Self(time))
     }
@@ -83,8 +85,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// Writes a duration as one number in the largest unit that divides it.
 pub fn print_duration(time: Duration) -> String {
-    const UNITS: [(u128, &str); 6] =
-        [(86_400_000_000_000, "d"), (3_600_000_000_000, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
+    const UNITS: [(u128, &str); 6] = [
+        (86_400_000_000_000, "d"),
+        (3_600_000_000_000, "h"),
+        (60_000_000_000, "m"),
+        (1_000_000_000, "s"),
+        (1_000_000, "ms"),
+        (1_000, "us"),
+    ];
     let nanos = time.as_nanos();
     if nanos == 0 {
         return "0s".to_owned();
@@ -95,7 +103,8 @@ pub fn print_duration(time: Duration) -> String {
 
 /// Reads `512MiB` and `64k` (steps of 1024, as nginx counts), `8MB` (steps of 1000), `123` and `123B`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || format!("bad size {text:?}: expected a whole number and B, k, m, g, KiB, MiB, GiB, TiB, kB, MB, GB or TB");
+    let bad =
+        || format!("bad size {text:?}: expected a whole number and B, k, m, g, KiB, MiB, GiB, TiB, kB, MB, GB or TB");
     let trimmed = text.trim();
     let digits_end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (digits, unit) = trimmed.split_at(digits_end);
@@ -147,9 +156,13 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms, printed) in
-            [("1500ms", 1500, "1500ms"), ("6h", 21_600_000, "6h"), ("1d", 86_400_000, "1d"), ("1m 30s", 90_000, "90s"), ("0s", 0, "0s")]
-        {
+        for (text, ms, printed) in [
+            ("1500ms", 1500, "1500ms"),
+            ("6h", 21_600_000, "6h"),
+            ("1d", 86_400_000, "1d"),
+            ("1m 30s", 90_000, "90s"),
+            ("0s", 0, "0s"),
+        ] {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
             assert_eq!(print_duration(Duration::from_millis(ms)), printed);
             assert_eq!(parse_duration(printed), Ok(Duration::from_millis(ms)));

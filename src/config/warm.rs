@@ -7,7 +7,7 @@ use toml::Spanned;
 use super::error::{ConfigError, Source};
 use super::expand::expand;
 use super::routes::{check_name, normal_host};
-use super::{Route, WarmList, file};
+use super::{Route, Upstream, WarmList, file};
 
 /// Over all lists: beyond it, warming is no longer what makes a service fast.
 const TARGETS_MAX: usize = 100_000;
@@ -28,11 +28,17 @@ const HEADERS_RESERVED: [&str; 10] = [
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The lists in the order of the file.
-pub fn resolve(source: Source<'_>, file: &[file::Warm], routes: &[Route], env: Env<'_>) -> Result<Vec<WarmList>, ConfigError> {
+pub fn resolve(
+    source: Source<'_>,
+    file: &[file::Warm],
+    routes: &[Route],
+    upstreams: &[Upstream],
+    env: Env<'_>,
+) -> Result<Vec<WarmList>, ConfigError> {
     let mut lists: Vec<WarmList> = Vec::new();
     let mut left = TARGETS_MAX;
     for (number, written) in file.iter().enumerate() {
-        let list = list(source, written, number, routes, left, env)?;
+        let list = list(source, written, number, (routes, upstreams), left, env)?;
         if lists.iter().any(|earlier| earlier.name == list.name) {
             let place = written.name.as_ref().unwrap_or(&written.host).span();
             return Err(source.at(place, format!("the name {:?} is that of another warm list already", list.name)));
@@ -47,7 +53,7 @@ fn list(
     source: Source<'_>,
     file: &file::Warm,
     number: usize,
-    routes: &[Route],
+    (routes, upstreams): (&[Route], &[Upstream]),
     left: usize,
     env: Env<'_>,
 ) -> Result<WarmList, ConfigError> {
@@ -57,7 +63,7 @@ fn list(
     };
     let host = normal_host(file.host.as_ref()).map_err(|message| source.at(file.host.span(), message))?;
     let scheme = scheme(source, file.scheme.as_ref())?;
-    let targets = targets(source, file, &host, routes, left)?;
+    let targets = targets(source, file, &host, (routes, upstreams), left)?;
     let mut headers = BTreeMap::new();
     let mut headers_env = BTreeMap::new();
     for (name, value) in &file.headers {
@@ -88,7 +94,7 @@ fn targets(
     source: Source<'_>,
     file: &file::Warm,
     host: &str,
-    routes: &[Route],
+    (routes, upstreams): (&[Route], &[Upstream]),
     left: usize,
 ) -> Result<Vec<String>, ConfigError> {
     if file.paths.as_ref().is_empty() {
@@ -100,9 +106,7 @@ fn targets(
         let at = |message: String| source.at(written.span(), message);
         for target in expand(written.as_ref(), TARGETS_MAX).map_err(|error| at(error.to_string()))? {
             check_target(&target).map_err(at)?;
-            if !has_route(&target, host, routes) {
-                return Err(at(format!("no route for the warm path {target:?} on the host {host:?}")));
-            }
+            check_route(&target, host, routes, upstreams).map_err(at)?;
             if !seen.insert(target.clone()) {
                 continue;
             }
@@ -125,12 +129,34 @@ fn check_target(target: &str) -> Result<(), String> {
     }
 }
 
-/// Whether any route takes the target; which one is the table's business. A route's host stands for every port of it, as there.
-fn has_route(target: &str, host: &str, routes: &[Route]) -> bool {
+/// Whether what is fetched for the target could be fetched and kept at all.
+fn check_route(target: &str, host: &str, routes: &[Route], upstreams: &[Upstream]) -> Result<(), String> {
+    let route = route_of(target, host, routes)
+        .ok_or_else(|| format!("no route for the warm path {target:?} on the host {host:?}"))?;
+    if route.cache.is_none() {
+        return Err(format!(
+            "the warm path {target:?} is taken by the route {:?}, which has cache = false",
+            route.name
+        ));
+    }
+    let upstream = &upstreams[route.upstream];
+    if upstream.max_concurrency.is_some() && upstream.background_share == 0.0 {
+        let name = &upstream.name;
+        return Err(format!(
+            "the warm path {target:?} goes to the upstream `{name}`, whose background_share of 0 forbids warming"
+        ));
+    }
+    Ok(())
+}
+
+/// The route that `route::table` finds, found slowly: host and port, then host, then any host; then the longest path.
+fn route_of<'a>(target: &str, host: &str, routes: &'a [Route]) -> Option<&'a Route> {
     let path = target.split('?').next().unwrap_or_default();
     let bare = host.rsplit_once(':').map_or(host, |(bare, _)| bare);
-    let on_host = |route: &Route| route.host.as_deref().is_none_or(|name| name == host || name == bare);
-    routes.iter().any(|route| on_host(route) && path.starts_with(&route.path))
+    [Some(host), Some(bare), None].into_iter().find_map(|wanted| {
+        let fits = |route: &&Route| route.host.as_deref() == wanted && path.starts_with(&route.path);
+        routes.iter().filter(fits).max_by_key(|route| route.path.len())
+    })
 }
 
 fn check_header_name(name: &str) -> Result<(), String> {
@@ -147,7 +173,9 @@ fn check_header_name(name: &str) -> Result<(), String> {
 
 fn header_value(written: &str, env: Env<'_>) -> Result<String, String> {
     let value = match written.strip_prefix("env:") {
-        Some(variable) => env(variable).ok_or_else(|| format!("the environment variable {variable:?} of this header is not set"))?,
+        Some(variable) => {
+            env(variable).ok_or_else(|| format!("the environment variable {variable:?} of this header is not set"))?
+        }
         None => written.to_owned(),
     };
     // RFC 9110 §5.5: no control characters, no space at either end. The value may be a secret, so it is not shown.

@@ -65,11 +65,8 @@ impl Table {
             return &mut self.any;
         };
         let hasher = &self.hasher;
-        let entry = self.hosts.entry(
-            hasher.hash_one(name),
-            |host| *host.name == *name,
-            |host| hasher.hash_one(&*host.name),
-        );
+        let entry =
+            self.hosts.entry(hasher.hash_one(name), |host| *host.name == *name, |host| hasher.hash_one(&*host.name));
         &mut entry.or_insert_with(|| Host { name: name.into(), prefixes: Prefixes::default() }).into_mut().prefixes
     }
 }
@@ -167,7 +164,8 @@ mod tests {
         let hosts = ["", "a", "b", "a:8"];
         for _ in 0..500 {
             let mut path = |most: u64| {
-                let letters: String = (0..below(most)).map(|_| ["a", "b", "/"][usize::try_from(below(3)).unwrap()]).collect();
+                let letters: String =
+                    (0..below(most)).map(|_| ["a", "b", "/"][usize::try_from(below(3)).unwrap()]).collect();
                 (format!("/{letters}"), hosts[usize::try_from(below(4)).unwrap()])
             };
             let mut written: Vec<(String, &str)> = (0..8).map(|_| path(4)).collect();
