@@ -1,10 +1,37 @@
 //! The effective configuration: what the file, the flags and the defaults add up to, already checked.
 //! After `load` no value can be wrong: every route names an upstream that exists, every size and time is within its bounds.
 
+pub mod addr;
+pub mod error;
+pub mod expand;
+pub mod file;
+pub mod load;
+pub mod print;
+pub mod routes;
+pub mod shards;
+#[cfg(test)]
+mod tests;
+pub mod units;
+pub mod warm;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use error::ConfigError;
+pub use load::load;
+
+/// What the command line says, still as text; each replaces what the file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub listen: Vec<String>,
+    /// Replaces the servers of the only upstream (or of the one named `default`), or adds `default` and a route `/`.
+    pub upstream: Option<String>,
+    pub admin: Option<String>,
+    /// `auto`, a number, or a CPU list.
+    pub shards: Option<String>,
+}
 
 /// Where to listen or connect.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,7 +42,7 @@ pub enum Addr {
     Unix(PathBuf),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub server: Server,
     /// The admin listener: `Addr::Tcp` or `Addr::Unix`.
@@ -26,7 +53,7 @@ pub struct Config {
     pub warm: Vec<WarmList>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Server {
     pub listen: Vec<Addr>,
     /// The CPU of each shard; `None`: not pinned.
@@ -54,14 +81,14 @@ pub enum BusyPoll {
     Always,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Cache {
     /// All shards together, index included, in bytes.
     pub memory: u64,
     pub max_object: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     pub name: String,
     pub servers: Vec<Addr>,
@@ -81,7 +108,7 @@ pub struct Upstream {
     pub max_queue: u32,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// The label in metrics: `name` if given, else host + path as configured.
     pub name: String,
@@ -119,7 +146,7 @@ pub enum Authorization {
     PerCredential,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WarmList {
     /// Label in `pilotlight_warm_age_seconds{list}`: `name` if given, else the number of the list from 0.
     pub name: String,
@@ -130,4 +157,6 @@ pub struct WarmList {
     pub targets: Vec<String>,
     /// Sent with each request; `env:NAME` already replaced.
     pub headers: BTreeMap<String, String>,
+    /// The environment variable behind each header that came from one: secrets are printed by this name only.
+    pub headers_env: BTreeMap<String, String>,
 }

@@ -1,0 +1,163 @@
+//! The effective configuration as TOML: what `check` prints. It loads again to the same configuration.
+//! A header taken from the environment is printed as `env:NAME`: no secret leaves by this way.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::shards::print_cpus;
+use super::units::{print_duration, print_size};
+use super::{Addr, Authorization, BusyPoll, Config, Route, RouteCache, Server, Upstream, WarmList};
+
+/// Writes every value, the defaults included.
+pub fn effective(config: &Config) -> String {
+    let mut out = Text(String::new());
+    server(&mut out, &config.server);
+    out.head("[admin]");
+    out.text("listen", &config.admin.to_string());
+    out.head("[cache]");
+    out.text("memory", &print_size(config.cache.memory));
+    out.text("max_object", &print_size(config.cache.max_object));
+    for each in &config.upstreams {
+        upstream(&mut out, each);
+    }
+    for each in &config.routes {
+        route(&mut out, each, &config.upstreams[each.upstream].name);
+    }
+    for list in &config.warm {
+        warm(&mut out, list);
+    }
+    out.0
+}
+
+/// The text so far, and the shapes a line can have.
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, head: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        let _ = writeln!(self.0, "{gap}{head}");
+    }
+
+    fn raw(&mut self, key: &str, value: impl std::fmt::Display) {
+        let _ = writeln!(self.0, "{key} = {value}");
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.raw(key, quote(value));
+    }
+
+    fn time(&mut self, key: &str, time: Duration) {
+        self.text(key, &print_duration(time));
+    }
+
+    fn list(&mut self, key: &str, items: impl Iterator<Item = String>) {
+        let items: Vec<String> = items.map(|item| quote(&item)).collect();
+        self.raw(key, format!("[{}]", items.join(", ")));
+    }
+
+    /// A float always has a point, so that it reads back as one.
+    fn share(&mut self, key: &str, share: f64) {
+        self.raw(key, format!("{share:?}"));
+    }
+}
+
+/// A TOML string, quotes included.
+fn quote(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn server(out: &mut Text, server: &Server) {
+    out.head("[server]");
+    out.list("listen", server.listen.iter().map(Addr::to_string));
+    match server.shards.iter().copied().collect::<Option<Vec<usize>>>() {
+        Some(cpus) => out.text("shards", &print_cpus(&cpus)),
+        None => out.raw("shards", server.shards.len()),
+    }
+    match server.busy_poll {
+        BusyPoll::Off => out.text("busy_poll", "off"),
+        BusyPoll::Always => out.text("busy_poll", "always"),
+        BusyPoll::For(time) => out.time("busy_poll", time),
+    }
+    out.time("idle_timeout", server.idle_timeout);
+    out.time("header_timeout", server.header_timeout);
+    out.time("body_timeout", server.body_timeout);
+    out.time("drain_timeout", server.drain_timeout);
+    out.raw("max_connections", server.max_connections);
+    // Unlimited is the absence of the key.
+    if server.max_request_body != u64::MAX {
+        out.text("max_request_body", &print_size(server.max_request_body));
+    }
+    out.list("trusted_proxies", server.trusted_proxies.iter().map(ToString::to_string));
+    out.text("name", &server.name);
+}
+
+fn upstream(out: &mut Text, upstream: &Upstream) {
+    // A dot in a bare key would be a table within a table.
+    let name = if upstream.name.contains('.') { quote(&upstream.name) } else { upstream.name.clone() };
+    out.head(&format!("[upstreams.{name}]"));
+    out.list("servers", upstream.servers.iter().map(Addr::to_string));
+    if let Some(most) = upstream.max_concurrency {
+        out.raw("max_concurrency", most);
+    }
+    out.share("background_share", upstream.background_share);
+    out.time("connect_timeout", upstream.connect_timeout);
+    out.time("first_byte_timeout", upstream.first_byte_timeout);
+    out.time("read_timeout", upstream.read_timeout);
+    out.time("idle_timeout", upstream.idle_timeout);
+    out.time("queue_timeout", upstream.queue_timeout);
+    out.raw("max_queue", upstream.max_queue);
+}
+
+fn route(out: &mut Text, route: &Route, upstream: &str) {
+    out.head("[[routes]]");
+    out.text("name", &route.name);
+    if let Some(host) = &route.host {
+        out.text("host", host);
+    }
+    out.text("path", &route.path);
+    out.text("upstream", upstream);
+    if let Some(most) = route.max_concurrency {
+        out.raw("max_concurrency", most);
+    }
+    match &route.cache {
+        Some(cache) => route_cache(out, cache),
+        None => out.raw("cache", false),
+    }
+}
+
+fn route_cache(out: &mut Text, cache: &RouteCache) {
+    let _ = writeln!(out.0, "[routes.cache]");
+    out.raw("override", cache.override_);
+    let times = [
+        ("ttl", cache.ttl),
+        ("stale_while_revalidate", cache.stale_while_revalidate),
+        ("stale_if_error", cache.stale_if_error),
+    ];
+    for (key, time) in times.into_iter().filter_map(|(key, time)| Some((key, time?))) {
+        out.time(key, time);
+    }
+    out.share("refresh_ahead", cache.refresh_ahead);
+    out.text(
+        "authorization",
+        match cache.authorization {
+            Authorization::Rfc9111 => "rfc9111",
+            Authorization::PerCredential => "per-credential",
+        },
+    );
+}
+
+fn warm(out: &mut Text, list: &WarmList) {
+    out.head("[[warm]]");
+    out.text("name", &list.name);
+    out.text("host", &list.host);
+    out.text("scheme", &list.scheme);
+    out.list("paths", list.targets.iter().cloned());
+    if list.headers.is_empty() {
+        return;
+    }
+    let pairs = list.headers.iter().map(|(name, value)| {
+        let value = list.headers_env.get(name).map_or_else(|| value.clone(), |variable| format!("env:{variable}"));
+        format!("{} = {}", quote(name), quote(&value))
+    });
+    out.raw("headers", format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
+}

@@ -1,0 +1,130 @@
+//! The `[[routes]]` of the file, checked: every route reaches an upstream, and no two say the same.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+
+use toml::Spanned;
+
+use super::error::{ConfigError, Source};
+use super::file::{self, CacheSwitch};
+use super::load::find_upstream;
+use super::{Authorization, Route, RouteCache, Upstream};
+
+/// Each route has its own label in every metric and its own counters in every shard.
+const ROUTES_MAX: usize = 4096;
+const REFRESH_AHEAD_DEFAULT: f64 = 0.8;
+
+/// The routes in the order of the file.
+pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream]) -> Result<Vec<Route>, ConfigError> {
+    let mut routes: Vec<Route> = Vec::new();
+    let (mut seen, mut names) = (HashMap::new(), HashMap::new());
+    for (number, written) in file.iter().enumerate() {
+        if number == ROUTES_MAX {
+            return Err(source.at(written.path.span(), format!("more than the {ROUTES_MAX} routes that are allowed")));
+        }
+        let route = route(source, written, upstreams)?;
+        if let Some(earlier) = seen.insert((route.host.clone(), route.path.clone()), number) {
+            let host = route.host.as_deref().unwrap_or("any host");
+            let message =
+                format!("the path {:?} on {host} has a route already, number {} in the file", route.path, earlier + 1);
+            return Err(source.at(written.path.span(), message));
+        }
+        if let Some(earlier) = names.insert(route.name.clone(), number) {
+            let place = written.name.as_ref().unwrap_or(&written.path).span();
+            return Err(
+                source.at(place, format!("the name {:?} is that of route number {} already", route.name, earlier + 1))
+            );
+        }
+        routes.push(route);
+    }
+    Ok(routes)
+}
+
+/// The route that sends everything to one upstream and caches what responses allow.
+pub fn everything(upstream: usize) -> Route {
+    let cache = Some(RouteCache::default());
+    Route { name: "/".to_owned(), host: None, path: "/".to_owned(), upstream, max_concurrency: None, cache }
+}
+
+impl Default for RouteCache {
+    /// Caches what the response itself allows.
+    fn default() -> Self {
+        Self {
+            ttl: None,
+            override_: false,
+            stale_while_revalidate: None,
+            stale_if_error: None,
+            refresh_ahead: REFRESH_AHEAD_DEFAULT,
+            authorization: Authorization::Rfc9111,
+        }
+    }
+}
+
+fn route(source: Source<'_>, file: &file::Route, upstreams: &[Upstream]) -> Result<Route, ConfigError> {
+    let path = check_path(&file.path).map_err(|message| source.at(file.path.span(), message))?;
+    let host = match &file.host {
+        Some(host) => Some(normal_host(host.as_ref()).map_err(|message| source.at(host.span(), message))?),
+        None => None,
+    };
+    let name = match &file.name {
+        Some(name) => check_name(name).map_err(|message| source.at(name.span(), message))?,
+        None => format!("{}{path}", host.as_deref().unwrap_or_default()),
+    };
+    let cache = match &file.cache {
+        Some(CacheSwitch::Off) => None,
+        Some(CacheSwitch::On(cache)) => Some(route_cache(source, cache)?),
+        None => Some(RouteCache::default()),
+    };
+    let upstream = find_upstream(source, &file.upstream, upstreams)?;
+    Ok(Route { name, host, path, upstream, max_concurrency: file.max_concurrency.map(NonZeroU32::get), cache })
+}
+
+fn route_cache(source: Source<'_>, file: &file::RouteCache) -> Result<RouteCache, ConfigError> {
+    let ttl = file.ttl.map(|time| time.0);
+    let override_ = file.override_.as_ref().is_some_and(|written| *written.as_ref());
+    if let (true, None, Some(written)) = (override_, ttl, &file.override_) {
+        return Err(source.at(written.span(), "override = true needs a ttl beside it: that is what it puts in place"));
+    }
+    Ok(RouteCache {
+        ttl,
+        override_,
+        stale_while_revalidate: file.stale_while_revalidate.map(|time| time.0),
+        stale_if_error: file.stale_if_error.map(|time| time.0),
+        refresh_ahead: file.refresh_ahead.map_or(REFRESH_AHEAD_DEFAULT, |share| share.0),
+        authorization: file.authorization.map_or(Authorization::Rfc9111, |word| word.0),
+    })
+}
+
+fn check_path(path: &Spanned<String>) -> Result<String, String> {
+    let path = path.as_ref();
+    if !path.starts_with('/') {
+        return Err(format!("bad path {path:?}: it must start with /"));
+    }
+    match path.chars().find(|c| !c.is_ascii_graphic() || matches!(c, '?' | '#')) {
+        Some(c) => Err(format!("bad path {path:?}: {c:?} cannot be part of it (no query; other characters as %XX)")),
+        None => Ok(path.clone()),
+    }
+}
+
+/// Names are metric labels and stand in logs.
+pub fn check_name(name: &Spanned<String>) -> Result<String, String> {
+    let name = name.as_ref();
+    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+        return Err(format!("bad name {name:?}: expected 1 to 200 characters, none of them control characters"));
+    }
+    Ok(name.clone())
+}
+
+/// A host as `RequestHead::host` has it: lower case, without `:80`, and without a trailing dot.
+pub fn normal_host(host: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+    let lower = host.to_ascii_lowercase();
+    let bare = lower.strip_suffix(":80").unwrap_or(&lower);
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
+    if bare.is_empty() || bare.starts_with(':') || !bare.bytes().all(allowed) {
+        return Err(format!(
+            "bad host {host:?}: expected a name or an address as clients send it in Host, such as \"api.example.com\""
+        ));
+    }
+    Ok(bare.to_owned())
+}
