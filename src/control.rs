@@ -1,0 +1,7 @@
+//! The control thread.
+
+mod exposition;
+pub mod histogram;
+pub mod recorder;
+#[cfg(test)]
+mod strict;
