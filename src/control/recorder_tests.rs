@@ -1,7 +1,10 @@
 //! The recorder from the outside: what threads add up to, and text that a strict reader accepts.
 
 use super::*;
+use crate::base::outcome::{FetchKind, Outcome};
 use crate::control::strict;
+use crate::telemetry::{EvictReason, FetchResult, Telemetry};
+use std::time::Duration;
 use metrics::{counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder};
 
 fn rendered(recorder: &Recorder) -> String {
@@ -89,4 +92,34 @@ fn values_that_are_no_durations_do_no_harm() {
     });
     assert_eq!(recorder.histogram("time_seconds", &[]).count(), 7);
     strict::parse(&rendered(&recorder)).unwrap();
+}
+
+#[test]
+fn updates_arrive_under_the_names_of_the_contract() {
+    let recorder = Recorder::new();
+    metrics::with_local_recorder(&recorder, || {
+        let mut telemetry = Telemetry::register(3, &["/", "/api/"], &["django"]);
+        telemetry.request_done(1, Outcome::Hit, Duration::from_millis(1));
+        telemetry.fetch_done(0, FetchKind::Warm, FetchResult::Timeout, Duration::from_secs(2));
+        telemetry.upstream_load(0, 4, 2);
+        telemetry.cache_size(1000, 10);
+        telemetry.evicted(EvictReason::Purged, 5);
+        telemetry.connections(1, 2);
+        telemetry.rejected("head_too_large");
+        telemetry.rejected("head_too_large");
+    });
+    for (name, labels, expected) in [
+        ("pilotlight_requests_total", &[("route", "/api/"), ("outcome", "hit")][..], 1.0),
+        ("pilotlight_upstream_requests_total", &[("upstream", "django"), ("kind", "warm"), ("result", "timeout")], 1.0),
+        ("pilotlight_upstream_inflight", &[("upstream", "django")], 4.0),
+        ("pilotlight_upstream_queue", &[("upstream", "django")], 2.0),
+        ("pilotlight_cache_bytes", &[], 1000.0),
+        ("pilotlight_cache_entries", &[], 10.0),
+        ("pilotlight_cache_evictions_total", &[("reason", "purged")], 5.0),
+        ("pilotlight_connections", &[("shard", "3"), ("state", "idle")], 2.0),
+        ("pilotlight_rejected_total", &[("reason", "head_too_large")], 2.0),
+    ] {
+        assert_eq!(recorder.value(name, labels), Some(expected), "{name}{labels:?}");
+    }
+    assert_eq!(recorder.histogram("pilotlight_request_duration_seconds", &[("route", "/api/")]).count(), 1);
 }
