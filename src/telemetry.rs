@@ -245,7 +245,8 @@ impl UpstreamMetrics {
             FetchKind::ALL.map(|kind| histogram!(name, "upstream" => upstream.to_owned(), "kind" => kind.as_str()))
         };
         Self {
-            requests: FetchKind::ALL.map(|kind| FetchResult::ALL.map(|result| upstream_requests(upstream, kind, result))),
+            requests: FetchKind::ALL
+                .map(|kind| FetchResult::ALL.map(|result| upstream_requests(upstream, kind, result))),
             duration: per_kind("pilotlight_upstream_duration_seconds"),
             queue_wait: per_kind("pilotlight_upstream_queue_wait_seconds"),
             inflight: gauge!("pilotlight_upstream_inflight", "upstream" => upstream.to_owned()),
@@ -262,7 +263,8 @@ fn upstream_requests(upstream: &str, kind: FetchKind, result: FetchResult) -> Co
 impl ShardMetrics {
     fn register(shard: usize) -> Self {
         let shard = shard.to_string();
-        let connections = |state: &'static str| gauge!("pilotlight_connections", "shard" => shard.clone(), "state" => state);
+        let connections =
+            |state: &'static str| gauge!("pilotlight_connections", "shard" => shard.clone(), "state" => state);
         Self {
             cache_bytes: gauge!("pilotlight_cache_bytes"),
             cache_entries: gauge!("pilotlight_cache_entries"),

@@ -4,8 +4,8 @@ use super::*;
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::control::strict;
 use crate::telemetry::{EvictReason, FetchResult, Telemetry};
-use std::time::Duration;
 use metrics::{counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder};
+use std::time::Duration;
 
 fn rendered(recorder: &Recorder) -> String {
     let mut text = String::new();

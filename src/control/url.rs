@@ -150,7 +150,9 @@ mod tests {
 
     #[test]
     fn decoding() {
-        for (text, expected) in [("a%2Fb", "a/b"), ("%2525", "%25"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("a+b", "a+b")] {
+        for (text, expected) in
+            [("a%2Fb", "a/b"), ("%2525", "%25"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("a+b", "a+b")]
+        {
             assert_eq!(decode(text.as_bytes()), expected.as_bytes(), "{text}");
         }
     }
