@@ -113,9 +113,12 @@ pub struct ShardMetrics {
     waiters: Gauge,
     lease_wait: Histogram,
     staleness: Histogram,
-    /// By reason, registered when a reason first occurs.
+    /// By reason; the last one is [`OTHER`].
     rejected: Vec<(&'static str, Counter)>,
 }
+
+/// The reason of a refusal that was not announced.
+const OTHER: &str = "other";
 
 /// All handles of one shard. It stays on the thread that registered it: see the single-writer rule in `control/recorder.rs`.
 pub struct Telemetry {
@@ -134,6 +137,15 @@ impl Telemetry {
             upstreams: upstream_names.iter().map(|name| UpstreamMetrics::register(name)).collect(),
             shard: ShardMetrics::register(shard),
         }
+    }
+
+    /// Announces the reasons that [`Self::rejected`] will be given (the labels of an error enum); call right after `register`.
+    /// A counter made at its first use would take the registry's lock in the middle of the shard's work.
+    #[must_use]
+    pub fn with_reject_reasons(mut self, reasons: &[&'static str]) -> Self {
+        let announced = reasons.iter().map(|reason| (*reason, rejected_counter(reason)));
+        self.shard.rejected.splice(..0, announced);
+        self
     }
 
     /// A client has its whole answer. `route` is the index in the configuration; requests without a route are only `rejected`.
@@ -213,15 +225,11 @@ impl Telemetry {
         self.shard.staleness.record(beyond);
     }
 
-    /// A connection or request was refused. `reason` must come from a fixed set (an error's `label()`): its first use on a shard
-    /// registers a counter, which takes the registry's lock once.
-    pub fn rejected(&mut self, reason: &'static str) {
-        let known = &mut self.shard.rejected;
-        let at = known.iter().position(|(name, _)| *name == reason).unwrap_or_else(|| {
-            known.push((reason, counter!("pilotlight_rejected_total", "reason" => reason)));
-            known.len() - 1
-        });
-        known[at].1.increment(1);
+    /// A connection or request was refused. A reason that was not announced counts as `other`.
+    pub fn rejected(&self, reason: &str) {
+        let known = &self.shard.rejected;
+        let found = known.iter().find(|(name, _)| *name == reason).or(known.last());
+        found.inspect(|(_, counter)| counter.increment(1));
     }
 }
 
@@ -277,9 +285,13 @@ impl ShardMetrics {
             waiters: gauge!("pilotlight_waiters"),
             lease_wait: histogram!("pilotlight_lease_wait_seconds"),
             staleness: histogram!("pilotlight_staleness_served_seconds"),
-            rejected: Vec::new(),
+            rejected: vec![(OTHER, rejected_counter(OTHER))],
         }
     }
+}
+
+fn rejected_counter(reason: &'static str) -> Counter {
+    counter!("pilotlight_rejected_total", "reason" => reason)
 }
 
 /// HELP and TYPE of every family, also of those without a sample yet.

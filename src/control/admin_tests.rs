@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::config::{Addr, BusyPoll, Cache, Config, Server, WarmList};
+use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::recorder::Recorder;
 use crate::control::{Control, Ended, strict};
@@ -83,7 +83,14 @@ fn config() -> Config {
         admin: Addr::Unix(PathBuf::new()),
         cache: Cache { memory: 1 << 20, max_object: 1 << 16 },
         upstreams: Vec::new(),
-        routes: Vec::new(),
+        routes: vec![Route {
+            name: "/".into(),
+            host: None,
+            path: "/".into(),
+            upstream: 0,
+            max_concurrency: None,
+            cache: None,
+        }],
         warm: vec![list],
     }
 }
@@ -95,10 +102,10 @@ struct Running {
 }
 
 fn start() -> Running {
-    start_with(Recorder::new())
+    start_with(Recorder::new(), false)
 }
 
-fn start_with(recorder: Recorder) -> Running {
+fn start_with(recorder: Recorder, signals: bool) -> Running {
     let acks = Arc::new(Acks::new(2).unwrap());
     let shards = Arc::new(FakeShards {
         shared: (0..2).map(|_| ShardShared::new(1)).collect(),
@@ -116,7 +123,7 @@ fn start_with(recorder: Recorder) -> Running {
         recorder,
         config: Arc::new(config()),
         on_drain: Box::new(|| {}),
-        signals: false,
+        signals,
     };
     Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap()) }
 }
@@ -305,14 +312,37 @@ fn promtool_has_nothing_to_say() {
     let Ok(mut promtool) = promtool else { return };
     let recorder = Recorder::new();
     metrics::with_local_recorder(&recorder, || {
-        let mut telemetry = crate::telemetry::Telemetry::register(0, &["/", "h\"\\/"], &["django"]);
+        let telemetry = crate::telemetry::Telemetry::register(0, &["h\"\\/", "/"], &["django"]);
         telemetry.request_done(1, crate::base::outcome::Outcome::Hit, Duration::from_micros(900));
         telemetry.rejected("head_too_large");
     });
-    let running = start_with(recorder);
+    let running = start_with(recorder, false);
+    let route = &running.json("GET", "/status", "").1["routes"][0];
+    assert_eq!((&route["name"], &route["requests"]), (&json!("/"), &json!(1)));
+    assert!((0.5..1.5).contains(&route["p99_ms"].as_f64().unwrap()), "{route}");
     let text = running.ask("GET", "/metrics", "").1;
     strict::parse(&text).unwrap();
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let said = promtool.wait_with_output().unwrap();
     assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+}
+
+/// Runs in a process of its own, because signal handlers stay: the test starts itself again.
+#[test]
+fn a_signal_drains_and_a_second_one_forces() {
+    const CHILD: &str = "PILOTLIGHT_TEST_SIGNALS";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "control::admin::tests::a_signal_drains_and_a_second_one_forces";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        assert!(again.args(["--exact", name]).env(CHILD, "1").status().unwrap().success());
+        return;
+    }
+    let running = start_with(Recorder::new(), true);
+    running.shards.stuck.store(0, Relaxed);
+    // Once it answers, the handlers are in place.
+    assert_eq!(running.ask("GET", "/healthz", "").0, 200);
+    signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+    while !running.ask("GET", "/readyz", "").1.contains("draining") {}
+    signal_hook::low_level::raise(signal_hook::consts::SIGINT).unwrap();
+    assert_eq!(running.thread.join().unwrap(), Ended::Forced);
 }

@@ -40,7 +40,10 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 fn one_series(out: &mut String, name: &str, labels: &Labels, series: &Series) {
     match series {
         Series::Counter(cells) => counter(out, name, labels, cells.sum()),
-        Series::Gauge(cells) => sample(out, name, labels, None, Number(cells.sum())),
+        Series::Gauge(cells) => {
+            sample(out, [name, ""], &pairs(labels), None);
+            line(out, format_args!("{}", Number(cells.sum())));
+        }
         Series::Histogram(cells) => {
             let mut snapshot = Snapshot::default();
             cells.add_to(&mut snapshot);
@@ -52,7 +55,8 @@ fn one_series(out: &mut String, name: &str, labels: &Labels, series: &Series) {
 fn counter(out: &mut String, name: &str, labels: &Labels, value: u64) {
     // With two labels or more most combinations never happen (a hundred routes times nine outcomes): they would only cost scrapes.
     if value > 0 || labels.len() < 2 {
-        sample(out, name, labels, None, value);
+        sample(out, [name, ""], &pairs(labels), None);
+        whole(out, value);
     }
 }
 
@@ -61,31 +65,54 @@ fn histogram(out: &mut String, name: &str, labels: &Labels, snapshot: &Snapshot)
     if count == 0 {
         return;
     }
-    let bucket = format!("{name}_bucket");
-    for ((le, _), cumulative) in LE.iter().zip(snapshot.cumulative()) {
-        sample(out, &bucket, labels, Some(le), cumulative);
+    // Written out once for its two dozen lines: histograms are nearly all of the text.
+    let pairs = pairs(labels);
+    let cumulative = LE.iter().map(|(le, _)| *le).zip(snapshot.cumulative());
+    for (le, count) in cumulative.chain([("+Inf", count)]) {
+        sample(out, [name, "_bucket"], &pairs, Some(le));
+        whole(out, count);
     }
-    sample(out, &bucket, labels, Some("+Inf"), count);
-    sample(out, &format!("{name}_sum"), labels, None, Number(snapshot.sum_ns as f64 / 1e9));
-    sample(out, &format!("{name}_count"), labels, None, count);
+    sample(out, [name, "_sum"], &pairs, None);
+    line(out, format_args!("{}", Number(snapshot.sum_ns as f64 / 1e9)));
+    sample(out, [name, "_count"], &pairs, None);
+    whole(out, count);
 }
 
-fn sample(out: &mut String, name: &str, labels: &Labels, le: Option<&str>, value: impl Display) {
-    out.push_str(name);
-    let pairs = labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).chain(le.map(|le| ("le", le)));
-    let mut before = '{';
-    for (label, value) in pairs {
-        out.push(before);
-        out.push_str(label);
-        out.push_str("=\"");
-        escape_label(out, value);
-        out.push('"');
-        before = ',';
-    }
-    if before == ',' {
+/// The name and labels of a sample, and the space before its value.
+fn sample(out: &mut String, name: [&str; 2], pairs: &str, le: Option<&str>) {
+    name.iter().for_each(|part| out.push_str(part));
+    if !pairs.is_empty() || le.is_some() {
+        out.push('{');
+        out.push_str(pairs);
+        if let Some(le) = le {
+            out.push_str(if pairs.is_empty() { "le=\"" } else { ",le=\"" });
+            out.push_str(le);
+            out.push('"');
+        }
         out.push('}');
     }
-    line(out, format_args!(" {value}"));
+    out.push(' ');
+}
+
+/// The end of a line: a count.
+fn whole(out: &mut String, value: u64) {
+    out.push_str(itoa::Buffer::new().format(value));
+    out.push('\n');
+}
+
+/// `name="value"` separated by commas.
+fn pairs(labels: &Labels) -> String {
+    let mut text = String::new();
+    for (name, value) in labels {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(name);
+        text.push_str("=\"");
+        escape_label(&mut text, value);
+        text.push('"');
+    }
+    text
 }
 
 fn escape_label(out: &mut String, value: &str) {

@@ -98,7 +98,7 @@ fn values_that_are_no_durations_do_no_harm() {
 fn updates_arrive_under_the_names_of_the_contract() {
     let recorder = Recorder::new();
     metrics::with_local_recorder(&recorder, || {
-        let mut telemetry = Telemetry::register(3, &["/", "/api/"], &["django"]);
+        let telemetry = Telemetry::register(3, &["/", "/api/"], &["django"]).with_reject_reasons(&["head_too_large"]);
         telemetry.request_done(1, Outcome::Hit, Duration::from_millis(1));
         telemetry.fetch_done(0, FetchKind::Warm, FetchResult::Timeout, Duration::from_secs(2));
         telemetry.upstream_load(0, 4, 2);
@@ -107,6 +107,7 @@ fn updates_arrive_under_the_names_of_the_contract() {
         telemetry.connections(1, 2);
         telemetry.rejected("head_too_large");
         telemetry.rejected("head_too_large");
+        telemetry.rejected("unheard of");
     });
     for (name, labels, expected) in [
         ("pilotlight_requests_total", &[("route", "/api/"), ("outcome", "hit")][..], 1.0),
@@ -118,6 +119,7 @@ fn updates_arrive_under_the_names_of_the_contract() {
         ("pilotlight_cache_evictions_total", &[("reason", "purged")], 5.0),
         ("pilotlight_connections", &[("shard", "3"), ("state", "idle")], 2.0),
         ("pilotlight_rejected_total", &[("reason", "head_too_large")], 2.0),
+        ("pilotlight_rejected_total", &[("reason", "other")], 1.0),
     ] {
         assert_eq!(recorder.value(name, labels), Some(expected), "{name}{labels:?}");
     }

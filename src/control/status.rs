@@ -24,6 +24,7 @@ pub(super) struct Status {
     draining: bool,
     shards: Vec<ShardStatus>,
     upstreams: Vec<UpstreamStatus>,
+    routes: Vec<RouteStatus>,
     warm: Vec<WarmStatus>,
 }
 
@@ -49,6 +50,15 @@ struct UpstreamStatus {
     max_concurrency: Option<u32>,
     inflight: f64,
     queue: f64,
+}
+
+/// All requests of a route since the start.
+#[derive(Serialize)]
+struct RouteStatus {
+    name: String,
+    requests: u64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
 }
 
 /// A warm list over all shards.
@@ -109,6 +119,7 @@ pub(super) fn status(state: &State) -> Status {
         draining: state.draining.get(),
         shards: state.shared().iter().enumerate().map(|(shard, shared)| shard_status(shard, shared, now_ms)).collect(),
         upstreams: upstreams(state),
+        routes: routes(state),
         warm: warm_lists(state),
     }
 }
@@ -146,6 +157,17 @@ fn upstreams(state: &State) -> Vec<UpstreamStatus> {
             max_concurrency: upstream.max_concurrency,
             inflight: gauge("pilotlight_upstream_inflight", &upstream.name),
             queue: gauge("pilotlight_upstream_queue", &upstream.name),
+        })
+        .collect()
+}
+
+fn routes(state: &State) -> Vec<RouteStatus> {
+    let routes = state.config.routes.iter();
+    routes
+        .map(|route| {
+            let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
+            let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
+            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms: ms(0.5), p99_ms: ms(0.99) }
         })
         .collect()
 }
