@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def binary():
     """The program under test: PILOTLIGHT_BIN, or the release build."""
-    return os.environ.get("PILOTLIGHT_BIN") or str(ROOT / "target" / "release" / "pilotlight")
+    return os.path.abspath(os.environ.get("PILOTLIGHT_BIN") or ROOT / "target" / "release" / "pilotlight")
 
 
 _given_ports = set()

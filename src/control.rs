@@ -1,0 +1,215 @@
+//! The control thread: signals, admin HTTP, metrics text, the watchdog, and the end of the program.
+//!
+//! It is ordinary code on a thread of its own, not pinned to a shard's core. It must answer when every shard is stuck, so it only ever
+//! reads what shards share ([`link`]), and each wait for a shard has a deadline. Must not know how a shard works or how commands travel.
+
+mod admin;
+mod dispatch;
+mod exposition;
+pub mod histogram;
+pub mod link;
+pub mod listener;
+mod process;
+pub mod recorder;
+mod scrape;
+mod status;
+#[cfg(test)]
+mod strict;
+pub mod url;
+pub mod watchdog;
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::Config;
+use dispatch::Doorbell;
+use link::{Acks, ShardShared, Shards};
+use listener::Listener;
+use recorder::Recorder;
+use watchdog::{Finding, Watchdog};
+
+/// How often the watchdog looks at the heartbeats.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether the shards have ended.
+const END_CHECK_EVERY: Duration = Duration::from_millis(20);
+
+/// All that the control thread needs.
+pub struct Control {
+    /// Already bound.
+    pub listener: Listener,
+    pub shards: Arc<dyn Shards>,
+    /// The one that the shards complete their commands on.
+    pub acks: Arc<Acks>,
+    /// The one that the shards registered with.
+    pub recorder: Recorder,
+    pub config: Arc<Config>,
+    /// Called once, on the control thread, when draining begins; the shards get `Command::Drain` besides.
+    pub on_drain: Box<dyn Fn() + Send>,
+    /// Whether to take SIGTERM and SIGINT.
+    pub signals: bool,
+}
+
+/// How the program came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Every shard finished what it had.
+    Drained,
+    /// `drain_timeout` passed, and some shard was not done.
+    TimedOut,
+    /// A second signal asked not to wait.
+    Forced,
+    /// All shards ended, and nobody had asked for it.
+    ShardsGone,
+}
+
+/// What the tasks of the control thread share.
+struct State {
+    shards: Arc<dyn Shards>,
+    doorbell: Doorbell,
+    recorder: Recorder,
+    config: Arc<Config>,
+    started_mono_ms: u64,
+    started_unix_secs: f64,
+    draining: Cell<bool>,
+    drain_requested: Notify,
+    /// Held by the command that is under way.
+    turn: tokio::sync::Mutex<()>,
+    last_id: Cell<u64>,
+}
+
+impl State {
+    fn shared(&self) -> &[ShardShared] {
+        self.shards.shared()
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.set(self.last_id.get() + 1);
+        self.last_id.get()
+    }
+
+    fn all_ended(&self) -> bool {
+        self.shared().iter().all(|shared| shared.ended.load(Relaxed))
+    }
+}
+
+impl Control {
+    /// Runs on the calling thread until the program should end.
+    pub fn run(self) -> io::Result<Ended> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, self.until_end())
+    }
+
+    async fn until_end(self) -> io::Result<Ended> {
+        assert_eq!(self.shards.count(), self.shards.shared().len(), "each shard shares its numbers");
+        let mut signals = Signals::new(self.signals)?;
+        let drain_timeout = self.config.server.drain_timeout;
+        let state = Rc::new(State {
+            started_mono_ms: self.shards.now_mono_ms(),
+            started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
+            shards: self.shards,
+            doorbell: Doorbell::new(self.acks)?,
+            recorder: self.recorder,
+            config: self.config,
+            draining: Cell::new(false),
+            drain_requested: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            last_id: Cell::new(0),
+        });
+        tokio::task::spawn_local(watch(state.clone()));
+        tokio::select! {
+            failed = admin::serve(self.listener, state.clone()) => match failed? {},
+            ended = life(&state, &mut signals, self.on_drain, drain_timeout) => Ok(ended),
+        }
+    }
+}
+
+/// Waits for the wish to end, then for the end.
+async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, drain_timeout: Duration) -> Ended {
+    tokio::select! {
+        () = signals.next() => {}
+        () = state.drain_requested.notified() => {}
+        () = all_ended(state) => return Ended::ShardsGone,
+    }
+    tracing::info!(timeout = ?drain_timeout, "draining");
+    state.draining.set(true);
+    on_drain();
+    let drained = async {
+        tokio::join!(dispatch::drain(state), all_ended(state));
+    };
+    tokio::select! {
+        () = drained => Ended::Drained,
+        () = signals.next() => Ended::Forced,
+        () = tokio::time::sleep(drain_timeout) => Ended::TimedOut,
+    }
+}
+
+async fn all_ended(state: &State) {
+    while !state.all_ended() {
+        tokio::time::sleep(END_CHECK_EVERY).await;
+    }
+}
+
+/// SIGTERM and SIGINT, as bytes through a socket: the handler itself does nothing else.
+struct Signals(Option<tokio::net::UnixStream>);
+
+impl Signals {
+    fn new(wanted: bool) -> io::Result<Self> {
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write.try_clone()?)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write)?;
+        Ok(Self(Some(tokio::net::UnixStream::from_std(read)?)))
+    }
+
+    async fn next(&mut self) {
+        let mut byte = [0];
+        // The handlers hold the other end for the life of the process, so reading neither ends nor fails.
+        let signalled = match &mut self.0 {
+            Some(pipe) => pipe.read_exact(&mut byte).await.is_ok(),
+            None => false,
+        };
+        if !signalled {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Once a second: says which shard stands still, and when it goes on.
+async fn watch(state: Rc<State>) {
+    let mut watchdog = Watchdog::new(state.shards.count(), state.shards.now_mono_ms());
+    let mut ticks = tokio::time::interval(WATCH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for finding in watchdog.check(state.shards.now_mono_ms(), state.shared().iter().map(heartbeat)) {
+            log(finding);
+        }
+    }
+}
+
+fn heartbeat(shared: &ShardShared) -> Option<u64> {
+    let beat_ms = shared.heartbeat_mono_ms.load(Relaxed);
+    (beat_ms > 0 && !shared.ended.load(Relaxed)).then_some(beat_ms)
+}
+
+fn log(finding: Finding) {
+    match finding {
+        Finding::Stalled { shard, for_ms } => {
+            tracing::warn!(shard, for_ms, "shard stands still: its loop does not go round")
+        }
+        Finding::Recovered { shard, after_ms } => tracing::warn!(shard, after_ms, "shard goes round again"),
+    }
+}

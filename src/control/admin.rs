@@ -1,0 +1,256 @@
+//! The admin HTTP server: ordinary code on the control thread. It answers from what the shards share, so it answers also when every
+//! shard is stuck; only `/purge` waits for them, and not for ever. Everything is bounded: connections, heads, bodies, time.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+
+use super::dispatch::{self, DispatchError};
+use super::link::Selector;
+use super::listener::Listener;
+use super::{State, scrape, status, url};
+
+/// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
+const CONNECTIONS_MAX: usize = 64;
+/// From the opening of a connection, or the end of the answer before, to the end of a head.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+const BODY_WITHIN: Duration = Duration::from_secs(10);
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Pause after a failed accept: it fails for want of descriptors, and trying at once would only burn the core.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+const JSON: &str = "application/json";
+const PLAIN: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+type Reply = Response<Full<Bytes>>;
+
+/// Serves until it is dropped.
+pub(super) async fn serve(listener: Listener, state: Rc<State>) -> std::io::Result<Infallible> {
+    match listener {
+        Listener::Tcp(listener) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            accept_all(async || listener.accept().await.map(|(stream, _)| stream), &state).await
+        }
+        Listener::Unix(listener, _file) => {
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            accept_all(async || listener.accept().await.map(|(stream, _)| stream), &state).await
+        }
+    }
+}
+
+async fn accept_all<S>(accept: impl AsyncFn() -> std::io::Result<S>, state: &Rc<State>) -> std::io::Result<Infallible>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    loop {
+        let Ok(stream) = accept().await else {
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        open.retain(|connection| !connection.is_finished());
+        while open.len() >= CONNECTIONS_MAX {
+            open.pop_front().inspect(JoinHandle::abort);
+        }
+        open.push_back(tokio::task::spawn_local(connection(stream, state.clone())));
+    }
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<State>) {
+    let service = service_fn(move |request| {
+        let state = state.clone();
+        async move { Ok::<_, Infallible>(answer(&state, request).await) }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    // A client that breaks off or talks nonsense is its own problem; hyper has answered what could be answered.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(state: &State, request: Request<Incoming>) -> Reply {
+    let path = request.uri().path().to_owned();
+    let allowed = match path.as_str() {
+        "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
+        "/purge" | "/warm" | "/drain" => "POST",
+        _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
+    };
+    if !allowed.split(", ").any(|method| method == request.method()) {
+        return not_allowed(allowed);
+    }
+    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path) }
+}
+
+fn show(state: &State, path: &str) -> Reply {
+    match path {
+        "/metrics" => reply(StatusCode::OK, METRICS, scrape::text(state)),
+        "/healthz" => reply(StatusCode::OK, PLAIN, "ok"),
+        "/readyz" => {
+            let readiness = status::readiness(state);
+            let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            reply_json(code, &json!(readiness))
+        }
+        "/status" => reply_json(StatusCode::OK, &json!(status::status(state))),
+        _ => page(),
+    }
+}
+
+async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
+    // A page of another site, open in an operator's browser, must not purge.
+    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
+    if !matches!(site, None | Some(b"same-origin" | b"none")) {
+        return error(StatusCode::FORBIDDEN, "cross_site", "this request was sent by another site's page");
+    }
+    match path {
+        "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
+        "/warm" => warm(state, request).await,
+        _ => {
+            state.drain_requested.notify_one();
+            reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
+        }
+    }
+}
+
+async fn purge(state: &State, query: &str) -> Reply {
+    let selectors = match selectors(query.as_bytes()) {
+        Ok(selectors) => selectors,
+        Err(detail) => return error(StatusCode::BAD_REQUEST, "bad_request", &detail),
+    };
+    match dispatch::purge(state, selectors).await {
+        Ok(purged) => reply_json(StatusCode::OK, &json!({ "purged": purged })),
+        Err(why) => undone(&why),
+    }
+}
+
+/// What a purge's query means. It holds one parameter, whose value is the whole rest: a URL may be given with its `?` and `&` as they are.
+fn selectors(query: &[u8]) -> Result<Vec<Selector>, String> {
+    const USAGE: &str = "expected one of ?url=, ?prefix=, ?tag=";
+    let equals = query.iter().position(|b| *b == b'=').ok_or(USAGE)?;
+    let (name, value) = (&query[..equals], &query[equals + 1..]);
+    let url = |text: &[u8]| url::absolute(text).map(|parts| Selector::Url(parts.key()));
+    let prefix = |text: &[u8]| url::prefix(text).map(Selector::Prefix);
+    match name {
+        b"url" => readings(value, url),
+        b"prefix" => readings(value, prefix),
+        b"tag" if !value.is_empty() => Ok(vec![Selector::Tag(url::decode(value))]),
+        _ => Err(USAGE.to_owned()),
+    }
+}
+
+/// The value percent-decoded once; and as it stands, where that is a valid reading too: `url=http://h/a%20b` may be the URL itself, not
+/// encoded again. Purging both is safe, guessing is not.
+fn readings(value: &[u8], read: impl Fn(&[u8]) -> Result<Selector, url::UrlError>) -> Result<Vec<Selector>, String> {
+    let decoded = url::decode(value);
+    let first = read(&decoded);
+    let looks_raw = value.starts_with(b"/") || value.windows(3).any(|part| part == b"://");
+    let second = if looks_raw && decoded != value { read(value).ok() } else { None };
+    match (first, second) {
+        (Err(why), None) => Err(why.to_string()),
+        (first, second) => Ok(first.into_iter().chain(second).collect()),
+    }
+}
+
+async fn warm(state: &State, request: Request<Incoming>) -> Reply {
+    let body = match read_body(request.into_body()).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    let urls = match urls(&body) {
+        Ok(urls) => urls,
+        Err(detail) => return error(StatusCode::BAD_REQUEST, "bad_request", &detail),
+    };
+    let accepted = urls.len();
+    match dispatch::warm(state, urls).await {
+        Ok(()) => reply_json(StatusCode::ACCEPTED, &json!({ "accepted": accepted })),
+        Err(why) => undone(&why),
+    }
+}
+
+/// One URL a line; empty lines are skipped.
+fn urls(body: &[u8]) -> Result<Vec<(String, String)>, String> {
+    let lines = body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).enumerate();
+    let read = |(at, line): (usize, &[u8])| {
+        let place = |why: &dyn std::fmt::Display| format!("line {}: {why}", at + 1);
+        let parts = url::absolute(line).map_err(|why| place(&why))?;
+        // These bytes go to the upstream as a request target, where RFC 3986 §2 has only ASCII.
+        let target = String::from_utf8(parts.target).ok().filter(|target| target.is_ascii());
+        Ok((parts.host, target.ok_or_else(|| place(&"percent-encode what is not ASCII"))?))
+    };
+    lines.filter(|(_, line)| !line.is_empty()).map(read).collect()
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, Reply> {
+    let too_large = || error(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body may hold at most 1 MiB");
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_WITHIN, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(why)) if why.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(error(StatusCode::BAD_REQUEST, "bad_request", "the body broke off")),
+        Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took longer than 10 s")),
+    }
+}
+
+fn undone(why: &DispatchError) -> Reply {
+    match why {
+        DispatchError::Busy => {
+            error(StatusCode::SERVICE_UNAVAILABLE, "busy", "earlier commands are still waiting for the shards")
+        }
+        DispatchError::Unanswered(shards) => {
+            let detail = format!("shards {shards:?} did not answer within 5 s");
+            reply_json(
+                StatusCode::GATEWAY_TIMEOUT,
+                &json!({ "error": "shards_unanswered", "detail": detail, "shards": shards }),
+            )
+        }
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Reply {
+    let mut reply = error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &format!("allowed here: {allowed}"));
+    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    reply
+}
+
+fn page() -> Reply {
+    let mut reply = reply(StatusCode::OK, HTML, include_str!("page.html"));
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    reply.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    reply
+}
+
+fn error(code: StatusCode, label: &str, detail: &str) -> Reply {
+    reply_json(code, &json!({ "error": label, "detail": detail }))
+}
+
+fn reply_json(code: StatusCode, value: &Value) -> Reply {
+    reply(code, JSON, format!("{value}\n"))
+}
+
+fn reply(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = code;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

@@ -1,0 +1,147 @@
+//! Commands on their way to the shards, and the wait until they were carried out.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout_at};
+
+use super::State;
+use super::link::{Acks, Command, Selector};
+
+/// Longest wait for the shards to carry out one request of an operator.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often a full ring is tried again.
+const RING_RETRY: Duration = Duration::from_millis(5);
+
+/// The doorbell as the runtime watches it.
+pub(super) struct Doorbell(AsyncFd<BellFd>);
+
+struct BellFd(Arc<Acks>);
+
+impl AsRawFd for BellFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.doorbell().as_raw_fd()
+    }
+}
+
+impl Doorbell {
+    /// Within the runtime only.
+    pub(super) fn new(acks: Arc<Acks>) -> std::io::Result<Self> {
+        // SAFETY: `BellFd` always names the eventfd of its `Acks`, which cannot change it and closes it only when the last handle is gone.
+        let registered = unsafe { AsyncFd::register_with_interest(BellFd(acks), Interest::READABLE) };
+        Ok(Self(registered?))
+    }
+
+    pub(super) fn acks(&self) -> &Acks {
+        &self.0.get_ref().0
+    }
+
+    async fn rung(&self) {
+        // An eventfd that cannot be polled any more would be our own mistake; the caller's deadline still holds.
+        let Ok(mut guard) = self.0.readable().await else { return std::future::pending().await };
+        guard.clear_ready();
+        self.acks().silence();
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum DispatchError {
+    /// Earlier commands took all the time there was.
+    Busy,
+    /// These shards did not answer in time, or their rings stayed full.
+    Unanswered(Vec<usize>),
+}
+
+/// Purges on every shard and waits for all of them; returns how many entries were dropped.
+pub(super) async fn purge(state: &State, selectors: Vec<Selector>) -> Result<u64, DispatchError> {
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    // One at a time: the acknowledgements remember only a few ids.
+    let _turn = timeout_at(deadline, state.turn.lock()).await.map_err(|_| DispatchError::Busy)?;
+    let mut purged = 0;
+    for selector in selectors {
+        purged += purge_one(state, selector, deadline).await?;
+    }
+    Ok(purged)
+}
+
+async fn purge_one(state: &State, selector: Selector, deadline: Instant) -> Result<u64, DispatchError> {
+    let id = state.next_id();
+    let commands = live(state).into_iter().map(|shard| (shard, Command::Purge { id, selector: selector.clone() }));
+    let mut unsent: Vec<_> = commands.collect();
+    let mut unanswered: Vec<usize> = unsent.iter().map(|(shard, _)| *shard).collect();
+    let mut purged = 0;
+    loop {
+        try_send(state, &mut unsent);
+        unanswered.retain(|&shard| match state.doorbell.acks().completed(shard, id) {
+            Some(count) => {
+                purged += count;
+                false
+            }
+            // A shard that ended meanwhile serves nothing any more.
+            None => !ended(state, shard),
+        });
+        if unanswered.is_empty() {
+            return Ok(purged);
+        }
+        if Instant::now() >= deadline {
+            return Err(DispatchError::Unanswered(unanswered));
+        }
+        let wake = if unsent.is_empty() { deadline } else { deadline.min(Instant::now() + RING_RETRY) };
+        let _ = timeout_at(wake, state.doorbell.rung()).await;
+    }
+}
+
+/// Deals the URLs out to the shards; returns when all are in the rings.
+pub(super) async fn warm(state: &State, urls: Vec<(String, String)>) -> Result<(), DispatchError> {
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    let _turn = timeout_at(deadline, state.turn.lock()).await.map_err(|_| DispatchError::Busy)?;
+    let id = state.next_id();
+    let shards = live(state);
+    if shards.is_empty() {
+        return Err(DispatchError::Unanswered(Vec::new()));
+    }
+    let mut parts: Vec<_> = shards.into_iter().map(|shard| (shard, Vec::new())).collect();
+    let dealt = parts.len();
+    urls.into_iter().enumerate().for_each(|(at, url)| parts[at % dealt].1.push(url));
+    parts.retain(|(_, urls)| !urls.is_empty());
+    let mut unsent: Vec<_> = parts.into_iter().map(|(shard, urls)| (shard, Command::Warm { id, urls })).collect();
+    loop {
+        try_send(state, &mut unsent);
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(DispatchError::Unanswered(unsent.into_iter().map(|(shard, _)| shard).collect()));
+        }
+        tokio::time::sleep(RING_RETRY).await;
+    }
+}
+
+/// Tells every shard to drain; a full ring is tried again for as long as the caller waits.
+pub(super) async fn drain(state: &State) {
+    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, Command::Drain)).collect();
+    loop {
+        try_send(state, &mut unsent);
+        if unsent.is_empty() {
+            return;
+        }
+        tokio::time::sleep(RING_RETRY).await;
+    }
+}
+
+fn try_send(state: &State, unsent: &mut Vec<(usize, Command)>) {
+    unsent.retain(|(shard, command)| !ended(state, *shard) && !state.shards.send(*shard, command.clone()));
+}
+
+fn live(state: &State) -> Vec<usize> {
+    (0..state.shards.count()).filter(|&shard| !ended(state, shard)).collect()
+}
+
+fn ended(state: &State, shard: usize) -> bool {
+    state.shared()[shard].ended.load(Relaxed)
+}

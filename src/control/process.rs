@@ -1,0 +1,58 @@
+//! The process's own figures under the names that Prometheus clients agree on, read from /proc at each scrape.
+//! A figure that cannot be read is left out.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use super::exposition::{head, plain};
+
+/// Appends the families `process_*`.
+pub(super) fn render(out: &mut String, started_unix_secs: f64) {
+    let mut gauge = |name: &str, help: &str, value: Option<f64>| family(out, name, "gauge", help, value);
+    let memory = memory_bytes();
+    gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory.map(|(_, resident)| resident));
+    gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", memory.map(|(virtual_, _)| virtual_));
+    gauge("process_open_fds", "Number of open file descriptors.", open_fds());
+    gauge("process_max_fds", "Maximum number of open file descriptors.", max_fds());
+    gauge("process_start_time_seconds", "Start time since the Unix epoch in seconds.", Some(started_unix_secs));
+    family(out, "process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", cpu_secs());
+}
+
+fn family(out: &mut String, name: &str, kind: &str, help: &str, value: Option<f64>) {
+    if let Some(value) = value {
+        head(out, name, kind, help);
+        plain(out, name, value);
+    }
+}
+
+/// Virtual and resident size.
+fn memory_bytes() -> Option<(f64, f64)> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_ascii_whitespace().map_while(|pages| pages.parse::<f64>().ok());
+    // SAFETY: sysconf only reads a constant of the system.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64;
+    Some((pages.next()? * page_bytes, pages.next()? * page_bytes))
+}
+
+fn open_fds() -> Option<f64> {
+    // Since Linux 6.2 the directory's size is the number of descriptors; listing tens of thousands would make a scrape slow.
+    let size = fs::metadata("/proc/self/fd").ok()?.size();
+    if size > 0 {
+        return Some(size as f64);
+    }
+    Some(fs::read_dir("/proc/self/fd").ok()?.count() as f64)
+}
+
+fn max_fds() -> Option<f64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to an rlimit of ours that outlives the call.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    (failed == 0).then_some(limit.rlim_cur as f64)
+}
+
+fn cpu_secs() -> Option<f64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours that outlives the call.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    (failed == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}

@@ -1,0 +1,127 @@
+//! The recorder from the outside: what threads add up to, and text that a strict reader accepts.
+
+use super::*;
+use crate::base::outcome::{FetchKind, Outcome};
+use crate::control::strict;
+use crate::telemetry::{EvictReason, FetchResult, Telemetry};
+use metrics::{counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder};
+use std::time::Duration;
+
+fn rendered(recorder: &Recorder) -> String {
+    let mut text = String::new();
+    recorder.render(&mut text);
+    text
+}
+
+#[test]
+fn cells_of_threads_add_up() {
+    let recorder = Recorder::new();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                with_local_recorder(&recorder, || {
+                    let (hits, level, time) = (counter!("hits_total"), gauge!("level"), histogram!("time_seconds"));
+                    for _ in 0..10_000 {
+                        hits.increment(1);
+                        level.increment(2.0);
+                        level.decrement(1.0);
+                        time.record(0.003);
+                    }
+                });
+            });
+        }
+    });
+    assert_eq!(recorder.value("hits_total", &[]), Some(40_000.0));
+    assert_eq!(recorder.value("level", &[]), Some(40_000.0));
+    let snapshot = recorder.histogram("time_seconds", &[]);
+    assert_eq!((snapshot.count(), snapshot.sum_ns), (40_000, 40_000 * 3_000_000));
+    strict::parse(&rendered(&recorder)).unwrap();
+}
+
+#[test]
+fn the_same_thread_gets_the_same_cell() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        counter!("a_total", "x" => "1").increment(2);
+        counter!("a_total", "x" => "1").increment(3);
+        counter!("a_total", "x" => "2").absolute(7);
+        counter!("a_total", "x" => "2").absolute(6);
+    });
+    assert_eq!(recorder.value("a_total", &[("x", "1")]), Some(5.0));
+    assert_eq!(recorder.value("a_total", &[]), Some(12.0));
+    assert_eq!(recorder.value("a_total", &[("x", "3")]), None);
+}
+
+#[test]
+fn text_is_escaped_and_complete() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        describe_counter!("odd.name_total", "a \\ and\na line");
+        describe_histogram!("never_seconds", "declared, never recorded");
+        counter!("odd.name_total", "1 label" => "q\"b\\n\nl").increment(1);
+        gauge!("wide").set(f64::INFINITY);
+        histogram!("time_seconds", "route" => "/a").record(0.25);
+    });
+    let text = rendered(&recorder);
+    assert!(text.contains("# HELP odd_name_total a \\\\ and\\na line\n"), "{text}");
+    assert!(text.contains("odd_name_total{_1_label=\"q\\\"b\\\\n\\nl\"} 1\n"), "{text}");
+    assert!(text.contains("# TYPE never_seconds histogram\n"), "{text}");
+    assert!(text.contains("wide +Inf\n"), "{text}");
+    assert!(text.contains("time_seconds_bucket{route=\"/a\",le=\"0.1\"} 0\n"), "{text}");
+    assert!(text.contains("time_seconds_bucket{route=\"/a\",le=\"0.25\"} 1\n"), "{text}");
+    strict::parse(&text).unwrap();
+}
+
+#[test]
+fn a_name_has_one_kind() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        counter!("x_total").increment(1);
+        gauge!("x_total").set(9.0);
+    });
+    assert_eq!(recorder.value("x_total", &[]), Some(1.0));
+}
+
+#[test]
+fn values_that_are_no_durations_do_no_harm() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        let time = histogram!("time_seconds");
+        [f64::NAN, -1.0, 0.0, f64::INFINITY].into_iter().for_each(|secs| time.record(secs));
+        time.record_many(0.5, 3);
+    });
+    assert_eq!(recorder.histogram("time_seconds", &[]).count(), 7);
+    strict::parse(&rendered(&recorder)).unwrap();
+}
+
+#[test]
+fn updates_arrive_under_the_names_of_the_contract() {
+    let recorder = Recorder::new();
+    metrics::with_local_recorder(&recorder, || {
+        let telemetry = Telemetry::register(3, &["/", "/api/"], &["django"]).with_reject_reasons(&["head_too_large"]);
+        telemetry.request_done(1, Outcome::Hit, Duration::from_millis(1));
+        telemetry.fetch_done(0, FetchKind::Warm, FetchResult::Timeout, Duration::from_secs(2));
+        telemetry.upstream_load(0, 4, 2);
+        telemetry.cache_size(1000, 10);
+        telemetry.evicted(EvictReason::Purged, 5);
+        telemetry.connections(1, 2);
+        telemetry.rejected("head_too_large");
+        telemetry.rejected("head_too_large");
+        telemetry.rejected("unheard of");
+    });
+    for (name, labels, expected) in [
+        ("pilotlight_requests_total", &[("route", "/api/"), ("outcome", "hit")][..], 1.0),
+        ("pilotlight_upstream_requests_total", &[("upstream", "django"), ("kind", "warm"), ("result", "timeout")], 1.0),
+        ("pilotlight_upstream_inflight", &[("upstream", "django")], 4.0),
+        ("pilotlight_upstream_queue", &[("upstream", "django")], 2.0),
+        ("pilotlight_cache_bytes", &[], 1000.0),
+        ("pilotlight_cache_entries", &[], 10.0),
+        ("pilotlight_cache_evictions_total", &[("reason", "purged")], 5.0),
+        ("pilotlight_connections", &[("shard", "3"), ("state", "idle")], 2.0),
+        ("pilotlight_rejected_total", &[("reason", "head_too_large")], 2.0),
+        ("pilotlight_rejected_total", &[("reason", "other")], 1.0),
+    ] {
+        assert_eq!(recorder.value(name, labels), Some(expected), "{name}{labels:?}");
+    }
+    assert_eq!(recorder.histogram("pilotlight_request_duration_seconds", &[("route", "/api/")]).count(), 1);
+}

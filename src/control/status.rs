@@ -1,0 +1,173 @@
+//! What `/readyz` and `/status` say, computed from what the shards share. Nothing here waits for a shard.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use serde::Serialize;
+
+use super::State;
+use super::link::ShardShared;
+use super::watchdog::STALLED_AFTER_MS;
+
+#[derive(Serialize)]
+pub(super) struct Readiness {
+    pub(super) ready: bool,
+    /// Why not, in sentences; empty when ready.
+    pub(super) reasons: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    uptime_secs: u64,
+    #[serde(flatten)]
+    readiness: Readiness,
+    draining: bool,
+    shards: Vec<ShardStatus>,
+    upstreams: Vec<UpstreamStatus>,
+    routes: Vec<RouteStatus>,
+    warm: Vec<WarmStatus>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ShardStatus {
+    shard: usize,
+    driver: Option<&'static str>,
+    ready: bool,
+    ended: bool,
+    /// Its loop stands still.
+    stalled: bool,
+    heartbeat_age_ms: Option<u64>,
+    connections: u64,
+    inflight: u64,
+    waiters: u64,
+    cache_bytes: u64,
+    cache_entries: u64,
+}
+
+#[derive(Serialize)]
+struct UpstreamStatus {
+    name: String,
+    max_concurrency: Option<u32>,
+    inflight: f64,
+    queue: f64,
+}
+
+/// All requests of a route since the start.
+#[derive(Serialize)]
+struct RouteStatus {
+    name: String,
+    requests: u64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+/// A warm list over all shards.
+#[derive(Serialize)]
+pub(super) struct WarmStatus {
+    pub(super) list: String,
+    pub(super) host: String,
+    pub(super) total: u64,
+    pub(super) filled: u64,
+    /// How long ago its oldest entry was fetched; none before the first one is filled.
+    pub(super) oldest_age_secs: Option<f64>,
+}
+
+pub(super) fn readiness(state: &State) -> Readiness {
+    let mut reasons = Vec::new();
+    if state.draining.get() {
+        reasons.push("draining".to_owned());
+    }
+    reasons.extend(state.shared().iter().enumerate().filter_map(|(shard, shared)| shard_reason(shard, shared)));
+    for warm in warm_lists(state).iter().filter(|warm| warm.filled < warm.total) {
+        reasons.push(format!("warm list {}: {} of {} filled", warm.list, warm.filled, warm.total));
+    }
+    Readiness { ready: reasons.is_empty(), reasons }
+}
+
+fn shard_reason(shard: usize, shared: &ShardShared) -> Option<String> {
+    if shared.ended.load(Relaxed) {
+        return Some(format!("shard {shard} has ended"));
+    }
+    (!shared.ready.load(Acquire)).then(|| format!("shard {shard} has not started"))
+}
+
+pub(super) fn warm_lists(state: &State) -> Vec<WarmStatus> {
+    let now_ms = state.shards.now_mono_ms();
+    let lists = state.config.warm.iter().enumerate();
+    lists
+        .map(|(at, list)| {
+            let parts = || state.shared().iter().filter_map(|shared| shared.warm.get(at));
+            let oldest_ms = parts().map(|part| part.oldest_mono_ms.load(Relaxed)).filter(|&ms| ms > 0).min();
+            WarmStatus {
+                list: list.name.clone(),
+                host: list.host.clone(),
+                // The configuration counts until every shard has said which part is its own.
+                total: parts().map(|part| part.total.load(Relaxed)).sum::<u64>().max(list.targets.len() as u64),
+                filled: parts().map(|part| part.filled.load(Relaxed)).sum(),
+                oldest_age_secs: oldest_ms.map(|ms| now_ms.saturating_sub(ms) as f64 / 1000.0),
+            }
+        })
+        .collect()
+}
+
+pub(super) fn status(state: &State) -> Status {
+    let now_ms = state.shards.now_mono_ms();
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_secs: now_ms.saturating_sub(state.started_mono_ms) / 1000,
+        readiness: readiness(state),
+        draining: state.draining.get(),
+        shards: state.shared().iter().enumerate().map(|(shard, shared)| shard_status(shard, shared, now_ms)).collect(),
+        upstreams: upstreams(state),
+        routes: routes(state),
+        warm: warm_lists(state),
+    }
+}
+
+fn shard_status(shard: usize, shared: &ShardShared, now_ms: u64) -> ShardStatus {
+    let heartbeat_age_ms = heartbeat_age_ms(shared, now_ms);
+    let ended = shared.ended.load(Relaxed);
+    ShardStatus {
+        shard,
+        driver: shared.driver.get().copied(),
+        ready: shared.ready.load(Acquire),
+        ended,
+        stalled: !ended && heartbeat_age_ms.is_some_and(|age_ms| age_ms > STALLED_AFTER_MS),
+        heartbeat_age_ms,
+        connections: shared.connections.load(Relaxed),
+        inflight: shared.inflight.load(Relaxed),
+        waiters: shared.waiters.load(Relaxed),
+        cache_bytes: shared.cache_bytes.load(Relaxed),
+        cache_entries: shared.cache_entries.load(Relaxed),
+    }
+}
+
+/// `None` before the first heartbeat.
+pub(super) fn heartbeat_age_ms(shared: &ShardShared, now_ms: u64) -> Option<u64> {
+    let beat_ms = shared.heartbeat_mono_ms.load(Relaxed);
+    (beat_ms > 0).then(|| now_ms.saturating_sub(beat_ms))
+}
+
+fn upstreams(state: &State) -> Vec<UpstreamStatus> {
+    let gauge = |name: &str, upstream: &str| state.recorder.value(name, &[("upstream", upstream)]).unwrap_or(0.0);
+    let upstreams = state.config.upstreams.iter();
+    upstreams
+        .map(|upstream| UpstreamStatus {
+            name: upstream.name.clone(),
+            max_concurrency: upstream.max_concurrency,
+            inflight: gauge("pilotlight_upstream_inflight", &upstream.name),
+            queue: gauge("pilotlight_upstream_queue", &upstream.name),
+        })
+        .collect()
+}
+
+fn routes(state: &State) -> Vec<RouteStatus> {
+    let routes = state.config.routes.iter();
+    routes
+        .map(|route| {
+            let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
+            let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
+            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms: ms(0.5), p99_ms: ms(0.99) }
+        })
+        .collect()
+}

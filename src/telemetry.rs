@@ -1,0 +1,328 @@
+//! What a shard counts: handles registered once on the shard's own thread, and small methods that update them.
+//! Label values are bounded (routes, upstreams and shards of the configuration, and enums). Knows the `metrics` facade and `base/`, not who reads it.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::base::outcome::{FetchKind, Outcome};
+
+/// How a request to an upstream ended; the value of the metric label `result`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FetchResult {
+    /// A complete response below 500.
+    Ok,
+    /// A complete response, 500 or above.
+    ServerError,
+    /// No connection could be made.
+    Refused,
+    /// Too slow: connecting, the first byte, or silence within the body.
+    Timeout,
+    /// The connection broke before the response was complete.
+    Reset,
+    /// What came back is not HTTP, or over a limit.
+    Invalid,
+    /// The queue for a slot was full, or the wait for one too long: upstream was not asked.
+    Overloaded,
+    /// Given up by us: the client left and nobody else wanted it, or the gateway ends.
+    Cancelled,
+}
+
+impl FetchResult {
+    /// Every result, in the order of `as usize`.
+    pub const ALL: [Self; 8] = [
+        Self::Ok,
+        Self::ServerError,
+        Self::Refused,
+        Self::Timeout,
+        Self::Reset,
+        Self::Invalid,
+        Self::Overloaded,
+        Self::Cancelled,
+    ];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ServerError => "error",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Invalid => "invalid",
+            Self::Overloaded => "overloaded",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why an entry left the cache; the value of the metric label `reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EvictReason {
+    Capacity,
+    Expired,
+    Replaced,
+    Purged,
+}
+
+impl EvictReason {
+    /// Every reason, in the order of `as usize`.
+    pub const ALL: [Self; 4] = [Self::Capacity, Self::Expired, Self::Replaced, Self::Purged];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Capacity => "capacity",
+            Self::Expired => "expired",
+            Self::Replaced => "replaced",
+            Self::Purged => "purged",
+        }
+    }
+}
+
+/// A configured route as one shard sees it, by `Outcome as usize`.
+pub struct RouteMetrics {
+    requests: [Counter; Outcome::ALL.len()],
+    duration: [Histogram; Outcome::ALL.len()],
+}
+
+/// An upstream as one shard sees it, by `FetchKind as usize`.
+pub struct UpstreamMetrics {
+    requests: [[Counter; FetchResult::ALL.len()]; FetchKind::ALL.len()],
+    duration: [Histogram; FetchKind::ALL.len()],
+    /// Time spent waiting for a slot.
+    queue_wait: [Histogram; FetchKind::ALL.len()],
+    inflight: Gauge,
+    queue: Gauge,
+}
+
+/// The shard itself.
+pub struct ShardMetrics {
+    cache_bytes: Gauge,
+    cache_entries: Gauge,
+    evictions: [Counter; EvictReason::ALL.len()],
+    loop_lag: Histogram,
+    connections_active: Gauge,
+    connections_idle: Gauge,
+    accepted: Counter,
+    /// Requests that wait for a fetch which somebody else started.
+    waiters: Gauge,
+    lease_wait: Histogram,
+    staleness: Histogram,
+    /// By reason; the last one is [`OTHER`].
+    rejected: Vec<(&'static str, Counter)>,
+}
+
+/// The reason of a refusal that was not announced.
+const OTHER: &str = "other";
+
+/// All handles of one shard. It stays on the thread that registered it: see the single-writer rule in `control/recorder.rs`.
+pub struct Telemetry {
+    routes: Vec<RouteMetrics>,
+    upstreams: Vec<UpstreamMetrics>,
+    shard: ShardMetrics,
+}
+
+impl Telemetry {
+    /// Registers everything with the recorder in force; call once, on the shard's own thread.
+    #[must_use]
+    pub fn register(shard: usize, route_names: &[&str], upstream_names: &[&str]) -> Self {
+        describe();
+        Self {
+            routes: route_names.iter().map(|name| RouteMetrics::register(name)).collect(),
+            upstreams: upstream_names.iter().map(|name| UpstreamMetrics::register(name)).collect(),
+            shard: ShardMetrics::register(shard),
+        }
+    }
+
+    /// Announces the reasons that [`Self::rejected`] will be given (the labels of an error enum); call right after `register`.
+    /// A counter made at its first use would take the registry's lock in the middle of the shard's work.
+    #[must_use]
+    pub fn with_reject_reasons(mut self, reasons: &[&'static str]) -> Self {
+        let announced = reasons.iter().map(|reason| (*reason, rejected_counter(reason)));
+        self.shard.rejected.splice(..0, announced);
+        self
+    }
+
+    /// A client has its whole answer. `route` is the index in the configuration; requests without a route are only `rejected`.
+    #[inline]
+    pub fn request_done(&self, route: usize, outcome: Outcome, duration: Duration) {
+        let route = &self.routes[route];
+        route.requests[outcome as usize].increment(1);
+        route.duration[outcome as usize].record(duration);
+    }
+
+    /// A request to an upstream ended. `duration` runs from the moment it had its slot.
+    #[inline]
+    pub fn fetch_done(&self, upstream: usize, kind: FetchKind, result: FetchResult, duration: Duration) {
+        let upstream = &self.upstreams[upstream];
+        upstream.requests[kind as usize][result as usize].increment(1);
+        upstream.duration[kind as usize].record(duration);
+    }
+
+    /// A request got its slot after this wait (zero when one was free).
+    #[inline]
+    pub fn queue_waited(&self, upstream: usize, kind: FetchKind, wait: Duration) {
+        self.upstreams[upstream].queue_wait[kind as usize].record(wait);
+    }
+
+    /// Slots in use and requests waiting, as this shard accounts for them; the shards' values are added up.
+    #[inline]
+    pub fn upstream_load(&self, upstream: usize, inflight: u32, queue: u32) {
+        self.upstreams[upstream].inflight.set(inflight);
+        self.upstreams[upstream].queue.set(queue);
+    }
+
+    /// This shard's part of the cache.
+    #[inline]
+    pub fn cache_size(&self, bytes: u64, entries: u64) {
+        self.shard.cache_bytes.set(bytes as f64);
+        self.shard.cache_entries.set(entries as f64);
+    }
+
+    #[inline]
+    pub fn evicted(&self, reason: EvictReason, entries: u64) {
+        self.shard.evictions[reason as usize].increment(entries);
+    }
+
+    /// How much later than asked for a timer of the loop came.
+    #[inline]
+    pub fn loop_lag(&self, lag: Duration) {
+        self.shard.loop_lag.record(lag);
+    }
+
+    #[inline]
+    pub fn connection_accepted(&self) {
+        self.shard.accepted.increment(1);
+    }
+
+    /// Connections with a request in progress, and those that wait for one.
+    #[inline]
+    pub fn connections(&self, active: usize, idle: usize) {
+        self.shard.connections_active.set(active as f64);
+        self.shard.connections_idle.set(idle as f64);
+    }
+
+    /// Requests that wait for another one's fetch now.
+    #[inline]
+    pub fn waiters(&self, waiting: usize) {
+        self.shard.waiters.set(waiting as f64);
+    }
+
+    /// A request waited so long for another one's fetch.
+    #[inline]
+    pub fn lease_waited(&self, wait: Duration) {
+        self.shard.lease_wait.record(wait);
+    }
+
+    /// A stale response was served, so long after its lifetime.
+    #[inline]
+    pub fn served_stale(&self, beyond: Duration) {
+        self.shard.staleness.record(beyond);
+    }
+
+    /// A connection or request was refused. A reason that was not announced counts as `other`.
+    pub fn rejected(&self, reason: &str) {
+        let known = &self.shard.rejected;
+        let found = known.iter().find(|(name, _)| *name == reason).or(known.last());
+        found.inspect(|(_, counter)| counter.increment(1));
+    }
+}
+
+impl RouteMetrics {
+    fn register(route: &str) -> Self {
+        let route = route.to_owned();
+        Self {
+            requests: Outcome::ALL.map(|outcome| {
+                counter!("pilotlight_requests_total", "route" => route.clone(), "outcome" => outcome.as_str())
+            }),
+            duration: Outcome::ALL.map(|outcome| {
+                histogram!("pilotlight_request_duration_seconds", "route" => route.clone(), "outcome" => outcome.as_str())
+            }),
+        }
+    }
+}
+
+impl UpstreamMetrics {
+    fn register(upstream: &str) -> Self {
+        let per_kind = |name: &'static str| {
+            FetchKind::ALL.map(|kind| histogram!(name, "upstream" => upstream.to_owned(), "kind" => kind.as_str()))
+        };
+        Self {
+            requests: FetchKind::ALL
+                .map(|kind| FetchResult::ALL.map(|result| upstream_requests(upstream, kind, result))),
+            duration: per_kind("pilotlight_upstream_duration_seconds"),
+            queue_wait: per_kind("pilotlight_upstream_queue_wait_seconds"),
+            inflight: gauge!("pilotlight_upstream_inflight", "upstream" => upstream.to_owned()),
+            queue: gauge!("pilotlight_upstream_queue", "upstream" => upstream.to_owned()),
+        }
+    }
+}
+
+fn upstream_requests(upstream: &str, kind: FetchKind, result: FetchResult) -> Counter {
+    let (upstream, kind, result) = (upstream.to_owned(), kind.as_str(), result.as_str());
+    counter!("pilotlight_upstream_requests_total", "upstream" => upstream, "kind" => kind, "result" => result)
+}
+
+impl ShardMetrics {
+    fn register(shard: usize) -> Self {
+        let shard = shard.to_string();
+        let connections =
+            |state: &'static str| gauge!("pilotlight_connections", "shard" => shard.clone(), "state" => state);
+        Self {
+            cache_bytes: gauge!("pilotlight_cache_bytes"),
+            cache_entries: gauge!("pilotlight_cache_entries"),
+            evictions: EvictReason::ALL
+                .map(|reason| counter!("pilotlight_cache_evictions_total", "reason" => reason.as_str())),
+            loop_lag: histogram!("pilotlight_shard_loop_lag_seconds", "shard" => shard.clone()),
+            connections_active: connections("active"),
+            connections_idle: connections("idle"),
+            accepted: counter!("pilotlight_connections_accepted_total", "shard" => shard.clone()),
+            waiters: gauge!("pilotlight_waiters"),
+            lease_wait: histogram!("pilotlight_lease_wait_seconds"),
+            staleness: histogram!("pilotlight_staleness_served_seconds"),
+            rejected: vec![(OTHER, rejected_counter(OTHER))],
+        }
+    }
+}
+
+fn rejected_counter(reason: &'static str) -> Counter {
+    counter!("pilotlight_rejected_total", "reason" => reason)
+}
+
+/// HELP and TYPE of every family, also of those without a sample yet.
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    counter!("pilotlight_requests_total", "Client requests by route and by how they were answered.");
+    histogram!("pilotlight_request_duration_seconds", "From the request head to the last byte of the response.");
+    counter!("pilotlight_upstream_requests_total", "Requests to upstreams by reason and result.");
+    histogram!("pilotlight_upstream_duration_seconds", "From the slot to the last byte of the upstream's response.");
+    histogram!("pilotlight_upstream_queue_wait_seconds", "Wait for a slot of the upstream.");
+    gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
+    gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
+    gauge!("pilotlight_cache_bytes", "Memory held by the cache, index included.");
+    gauge!("pilotlight_cache_entries", "Stored responses.");
+    counter!("pilotlight_cache_evictions_total", "Entries that left the cache by reason.");
+    histogram!("pilotlight_shard_loop_lag_seconds", "Delay of the shard's event loop.");
+    gauge!("pilotlight_connections", "Client connections: active has a request in progress, idle waits for one.");
+    counter!("pilotlight_connections_accepted_total", "Client connections accepted.");
+    counter!("pilotlight_rejected_total", "Connections and requests refused by reason.");
+    gauge!("pilotlight_waiters", "Requests that wait for a fetch which another request started.");
+    histogram!("pilotlight_lease_wait_seconds", "Wait for a fetch which another request started.");
+    histogram!("pilotlight_staleness_served_seconds", "How long after its lifetime a stale response was served.");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enums_index_their_arrays() {
+        assert!(FetchResult::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+        assert!(EvictReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+    }
+}
