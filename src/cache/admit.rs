@@ -224,3 +224,162 @@ fn worth_it(status: u16, view: FieldsView, d: &ResponseDirectives, v: &Validity,
     let can_be_validated = view.has(FieldId::Etag) || view.has(FieldId::LastModified);
     invited && ((source != Source::None && lasts) || can_be_validated)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cache::testing::{NOW, at, request, response, route};
+
+    fn context() -> StoreContext<'static> {
+        StoreContext {
+            method: Method::Get,
+            authorized: false,
+            per_credential: false,
+            url: b"h/",
+            now: NOW,
+            fetch_ms: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_looked_up() {
+        use BypassReason::{Body, Method as NotGet, NoHost, NoStore, Route, Unkeyed, Upgrade};
+        let cache = route(|_| ());
+        let verdict = |fields: &str, cached: bool, change: fn(&mut RequestHead)| {
+            let mut r = request(fields);
+            r.head.host = b"h".to_vec();
+            change(&mut r.head);
+            lookup_mode(&r.head, r.view(), cached.then_some(&cache))
+        };
+        assert_eq!(verdict("", true, |_| ()), LookupMode::Cache);
+        assert_eq!(verdict("", true, |h| h.method = Method::Head), LookupMode::Cache);
+        // RFC 9111 §3.5: a stored response may allow it.
+        assert_eq!(verdict("Authorization: x\r\nX-API-Key: y\r\nCookie: z\r\n", true, |_| ()), LookupMode::Cache);
+        assert_eq!(verdict("Cache-Control: no-cache, only-if-cached\r\n", true, |_| ()), LookupMode::Cache);
+        type Row = (&'static str, bool, fn(&mut RequestHead), BypassReason);
+        let rows: [Row; 9] = [
+            ("", false, |_| (), Route),
+            ("", true, |h| h.method = Method::Post, NotGet),
+            ("", true, |h| h.method = Method::Other, NotGet),
+            ("", true, |h| h.body = BodyLength::Known(1), Body),
+            ("", true, |h| h.body = BodyLength::Chunked, Body),
+            ("", true, |h| h.upgrade = Some(crate::http::head::Span::default()), Upgrade),
+            ("", true, |h| h.host.clear(), NoHost),
+            ("X-Original-URL: /admin\r\n", true, |_| (), Unkeyed),
+            ("Cache-Control: no-store\r\n", true, |_| (), NoStore),
+        ];
+        for (fields, cached, change, reason) in rows {
+            assert_eq!(verdict(fields, cached, change), LookupMode::Bypass(reason), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored() {
+        use NotStored::{NoFreshness, NoStore, Partial, Private, SelfRedirect, SetCookie, Status, VaryStar};
+        let plain = route(|_| ());
+        let ttl = route(|c| c.ttl = Some(Duration::from_secs(100)));
+        let forced = route(|c| (c.ttl, c.override_) = (Some(Duration::from_secs(100)), true));
+        let modified = format!("Last-Modified: {}\r\n", at(-1000));
+        for (case, route, status, fields, expected) in [
+            // RFC 9111 §3.
+            ("max-age", &plain, 200, "Cache-Control: max-age=9\r\n", Ok(9)),
+            ("nothing", &plain, 200, "", Err(NoFreshness)),
+            ("heuristic", &plain, 200, &modified, Ok(100)),
+            ("a validator", &plain, 200, "ETag: \"x\"\r\n", Ok(0)),
+            ("a validator of another status", &plain, 201, "ETag: \"x\"\r\n", Err(NoFreshness)),
+            ("stale at once, but to be validated", &plain, 200, "Cache-Control: max-age=0\r\nETag: \"x\"\r\n", Ok(0)),
+            ("stale at once", &plain, 200, "Cache-Control: max-age=0\r\n", Err(NoFreshness)),
+            ("stale at once, with a window", &plain, 200, "Cache-Control: max-age=0, stale-if-error=5\r\n", Ok(0)),
+            ("too old on arrival", &plain, 200, "Cache-Control: max-age=9\r\nAge: 9\r\n", Err(NoFreshness)),
+            ("no-cache with a validator", &plain, 200, "Cache-Control: no-cache\r\nETag: \"x\"\r\n", Ok(0)),
+            ("no-cache without", &plain, 200, "Cache-Control: no-cache, max-age=9\r\n", Err(NoFreshness)),
+            ("unknown status, explicit", &plain, 299, "Cache-Control: max-age=9\r\n", Ok(9)),
+            ("an error, explicit", &plain, 503, "Cache-Control: max-age=9\r\n", Ok(9)),
+            ("an error", &ttl, 503, &modified, Err(NoFreshness)),
+            ("a redirect", &ttl, 302, "Location: /x\r\n", Err(NoFreshness)),
+            // RFC 9111 §5.2.2.
+            ("no-store", &plain, 200, "Cache-Control: no-store, max-age=9\r\n", Err(NoStore)),
+            ("private", &plain, 200, "Cache-Control: private, max-age=9\r\n", Err(Private)),
+            ("private for a field", &plain, 200, "Cache-Control: private=\"x\", max-age=9\r\n", Ok(9)),
+            ("must-understand", &plain, 200, "Cache-Control: must-understand, no-store, max-age=9\r\n", Ok(9)),
+            ("not understood", &plain, 299, "Cache-Control: must-understand, max-age=9\r\n", Err(Status)),
+            // RFC 9111 §3.3, §4.1.
+            ("partial", &plain, 206, "Cache-Control: max-age=9\r\n", Err(Partial)),
+            (
+                "partial in disguise",
+                &plain,
+                200,
+                "Cache-Control: max-age=9\r\nContent-Range: bytes 0-1/9\r\n",
+                Err(Partial),
+            ),
+            ("not modified", &plain, 304, "Cache-Control: max-age=9\r\n", Err(Status)),
+            ("interim", &plain, 103, "Cache-Control: max-age=9\r\n", Err(Status)),
+            ("Vary: *", &plain, 200, "Cache-Control: max-age=9\r\nVary: a\r\nVary: b, *\r\n", Err(VaryStar)),
+            // RFC 9111 §7.3.
+            ("a cookie", &plain, 200, "Cache-Control: max-age=9\r\nSet-Cookie: a=b\r\n", Err(SetCookie)),
+            ("a public cookie", &plain, 200, "Cache-Control: public, max-age=9\r\nSet-Cookie: a=b\r\n", Ok(9)),
+            ("s-maxage", &plain, 200, "Cache-Control: s-maxage=9\r\nSet-Cookie: a=b\r\n", Ok(9)),
+            (
+                "a withheld cookie",
+                &plain,
+                200,
+                "Cache-Control: max-age=9, no-cache=\"Set-Cookie\"\r\nSet-Cookie: a=b\r\n",
+                Ok(9),
+            ),
+            // The route.
+            ("ttl", &ttl, 200, "", Ok(100)),
+            ("override", &forced, 200, "Cache-Control: no-cache, max-age=1\r\n", Ok(100)),
+            ("override never stores no-store", &forced, 200, "Cache-Control: no-store\r\n", Err(NoStore)),
+            ("nor private", &forced, 200, "Cache-Control: private\r\n", Err(Private)),
+            ("nor cookies", &forced, 200, "Set-Cookie: a=b\r\n", Err(SetCookie)),
+            // The key has no scheme.
+            ("to https", &ttl, 301, "Location: https://h/\r\n", Err(SelfRedirect)),
+            ("to https, explicit", &ttl, 301, "Cache-Control: max-age=9\r\nLocation: https://h/\r\n", Ok(9)),
+            ("elsewhere", &ttl, 301, "Location: https://h/x\r\n", Ok(100)),
+        ] {
+            let r = response(status, fields);
+            let got = admit(&context(), &r.head, &r.buf, route).map(|v| v.lifetime_secs);
+            assert_eq!(got, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn credentials() {
+        // RFC 9111 §3.5, every combination: (authorized, per_credential, directive).
+        let plain = route(|_| ());
+        for (directive, shareable) in [
+            ("x", false),
+            ("public", true),
+            ("must-revalidate", true),
+            ("s-maxage=9", true),
+            ("proxy-revalidate", false),
+        ] {
+            let r = response(200, &format!("Cache-Control: max-age=9, {directive}\r\n"));
+            for (authorized, per_credential) in [(false, false), (false, true), (true, false), (true, true)] {
+                let ctx = StoreContext { authorized, per_credential, ..context() };
+                let allowed = !authorized || per_credential || shareable;
+                let got = admit(&ctx, &r.head, &r.buf, &plain);
+                let case = format!("{directive} {authorized} {per_credential}");
+                assert_eq!(got.err(), (!allowed).then_some(NotStored::Authorization), "{case}");
+            }
+        }
+        let forced = route(|c| (c.ttl, c.override_) = (Some(Duration::from_secs(9)), true));
+        let r = response(200, "");
+        let ctx = StoreContext { authorized: true, ..context() };
+        assert_eq!(admit(&ctx, &r.head, &r.buf, &forced), Err(NotStored::Authorization), "override shares nothing");
+        assert!(has_credentials(request("X-API-Key: k\r\n").view()));
+        assert!(has_credentials(request("authorization: k\r\n").view()));
+        assert!(!has_credentials(request("Cookie: k\r\n").view()));
+    }
+
+    #[test]
+    fn only_get_is_stored() {
+        let r = response(200, "Cache-Control: public, max-age=9\r\n");
+        for method in [Method::Head, Method::Post, Method::Other] {
+            let ctx = StoreContext { method, ..context() };
+            assert_eq!(admit(&ctx, &r.head, &r.buf, &route(|_| ())), Err(NotStored::Method));
+        }
+    }
+}

@@ -368,3 +368,293 @@ fn node_cost(key: &[u8]) -> u64 {
 fn variant_cost(object: &Object) -> u64 {
     VARIANT_COST_BYTES + object.cost_bytes() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cache::testing::{self, Request, request};
+
+    /// A response for `key` to a request with `V: variant`, of a body of some size; `None`: it does not vary.
+    fn stored(key: &str, variant: Option<u32>, body_bytes: usize, tag: &str) -> Stored {
+        let vary = if variant.is_some() { "Vary: V\r\n" } else { "" };
+        let mut object = testing::object(key, &asked(variant), 200, &format!("{vary}Cache-Tag: {tag}\r\n"), "");
+        object.hash = hash(key);
+        object.body = Bytes::from(vec![b'x'; body_bytes]);
+        Rc::new(Arc::new(object))
+    }
+    fn asked(variant: Option<u32>) -> String {
+        format!("V: {}\r\n", variant.unwrap_or(0))
+    }
+    fn with_variant(variant: u32) -> Request {
+        request(&asked(Some(variant)))
+    }
+    /// Few values, so that different keys collide.
+    fn hash(key: &str) -> u64 {
+        key.bytes().map(u64::from).sum::<u64>() % 3
+    }
+    fn get(p: &mut Partition, key: &str, variant: u32) -> Option<Stored> {
+        p.get(hash(key), key.as_bytes(), with_variant(variant).view())
+    }
+
+    #[test]
+    fn variants() {
+        let mut p = Partition::new(1 << 20);
+        let (one, two) = (stored("k", Some(1), 1, "t"), stored("k", Some(2), 1, "t"));
+        assert_eq!(p.secondary(hash("k"), b"k", with_variant(1).view()), None);
+        assert!(!p.insert(Rc::clone(&one)).replaced);
+        assert!(!p.insert(Rc::clone(&two)).replaced);
+        assert!(Rc::ptr_eq(&get(&mut p, "k", 1).unwrap(), &one));
+        assert!(Rc::ptr_eq(&get(&mut p, "k", 2).unwrap(), &two));
+        assert!(get(&mut p, "k", 3).is_none());
+        assert_eq!(p.popular(hash("k"), b"k"), 2, "a miss is no hit");
+        let secondary = |p: &Partition, v| p.secondary(hash("k"), b"k", with_variant(v).view());
+        assert!(secondary(&p, 1).is_some() && secondary(&p, 1) == secondary(&p, 1));
+        assert_ne!(secondary(&p, 1), secondary(&p, 3));
+        let again = stored("k", Some(1), 9, "t");
+        assert!(p.insert(Rc::clone(&again)).replaced);
+        assert!(Rc::ptr_eq(&get(&mut p, "k", 1).unwrap(), &again));
+        assert_eq!(p.len(), 2);
+        // RFC 9111 §4.1: a response without Vary suits every request, so the others must not survive beside it.
+        let plain = stored("k", None, 1, "t");
+        assert!(p.insert(Rc::clone(&plain)).replaced);
+        assert_eq!((p.len(), secondary(&p, 1)), (1, None));
+        assert!(Rc::ptr_eq(&get(&mut p, "k", 3).unwrap(), &plain));
+        assert!(p.insert(one).replaced);
+        assert!(get(&mut p, "k", 3).is_none());
+    }
+
+    #[test]
+    fn variants_are_bounded() {
+        let mut p = Partition::new(1 << 30);
+        for v in 0..VARIANTS_MAX as u32 {
+            assert_eq!(p.insert(stored("k", Some(v), 1, "t")).evicted, []);
+        }
+        let evicted = p.insert(stored("k", Some(99), 1, "t")).evicted;
+        assert_eq!(evicted.iter().map(|e| e.reason).collect::<Vec<_>>(), [EvictReason::Variants]);
+        assert!(get(&mut p, "k", 0).is_none(), "the oldest went");
+        assert!(get(&mut p, "k", 1).is_some() && get(&mut p, "k", 99).is_some());
+    }
+
+    #[test]
+    fn what_is_visited_survives() {
+        let cost = node_cost(b"a") + variant_cost(&stored("a", None, 100, "t"));
+        let mut p = Partition::new(3 * cost);
+        for key in ["a", "b", "c"] {
+            p.insert(stored(key, None, 100, "t"));
+        }
+        get(&mut p, "a", 0);
+        let evicted = p.insert(stored("d", None, 100, "t")).evicted;
+        assert_eq!(evicted.iter().map(|e| &*e.key).collect::<Vec<_>>(), [b"b"], "a was visited, b is the next");
+        let evicted = p.insert(stored("e", None, 100, "t")).evicted;
+        assert_eq!(evicted.iter().map(|e| &*e.key).collect::<Vec<_>>(), [b"c"], "the hand goes on, a keeps its place");
+        assert_eq!(p.bytes(), 3 * cost, "exactly full is allowed");
+    }
+
+    #[test]
+    fn too_large_an_object_still_supersedes() {
+        let mut p = Partition::new(2_000);
+        assert!(p.insert(stored("k", None, 1, "t")).stored);
+        let done = p.insert(stored("k", None, 2_000, "t"));
+        assert_eq!((done.stored, done.replaced, p.len(), p.bytes()), (false, true, 0, 0));
+        assert!(!Partition::new(0).insert(stored("k", None, 0, "t")).stored);
+    }
+
+    #[test]
+    fn purges() {
+        let filled = || {
+            let mut p = Partition::new(1 << 20);
+            for (key, tag) in [("h/a", "t1"), ("h/a\0x\n\0", "t2"), ("h/ab", "t2"), ("h/b", "t1"), ("i/a", "t3")] {
+                p.insert(stored(key, None, 1, tag));
+            }
+            p
+        };
+        let left = |p: &Partition| {
+            let mut keys: Vec<_> = p.iter().map(|o| String::from_utf8_lossy(&o.key).into_owned()).collect();
+            keys.sort();
+            keys.join("|")
+        };
+        let mut p = filled();
+        assert_eq!((p.purge_url(hash("h/a"), b"h/a"), &*left(&p)), (2, "h/ab|h/b|i/a"), "for every credential");
+        assert_eq!((p.purge_url(hash("h/b"), b"h/b"), &*left(&p)), (1, "h/ab|i/a"), "directly");
+        assert_eq!(p.purge_url(hash("h/x"), b"h/x"), 0);
+        let mut p = filled();
+        assert_eq!((p.purge_prefix(b"h/a"), &*left(&p)), (3, "h/b|i/a"));
+        assert_eq!((p.purge_prefix(b""), p.bytes(), p.is_empty()), (2, 0, true));
+        let mut p = filled();
+        assert_eq!((p.purge_tag(b"t2"), &*left(&p)), (2, "h/a|h/b|i/a"));
+        assert!(p.remove(hash("h/a"), b"h/a") && !p.remove(hash("h/a"), b"h/a"));
+    }
+
+    /// The same cache without any cleverness: a list of nodes from old to new, and the hand as a key.
+    #[derive(Default)]
+    struct Model {
+        capacity_bytes: u64,
+        nodes: Vec<ModelNode>,
+        hand: Option<String>,
+    }
+    struct ModelNode {
+        key: String,
+        variants: Vec<Stored>,
+        visited: bool,
+        hits: u32,
+    }
+
+    impl Model {
+        fn bytes(&self) -> u64 {
+            let cost =
+                |n: &ModelNode| node_cost(n.key.as_bytes()) + n.variants.iter().map(|v| variant_cost(v)).sum::<u64>();
+            self.nodes.iter().map(cost).sum()
+        }
+        fn position(&self, key: &str) -> Option<usize> {
+            self.nodes.iter().position(|n| n.key == key)
+        }
+        fn get(&mut self, key: &str, variant: u32) -> Option<Stored> {
+            let at = self.position(key)?;
+            let node = &mut self.nodes[at];
+            let asked = with_variant(variant);
+            let found = node.variants.iter().find(|v| v.vary.as_ref().is_none_or(|s| s.matches(asked.view())))?;
+            (node.visited, node.hits) = (true, node.hits + 1);
+            Some(Rc::clone(found))
+        }
+        fn remove_at(&mut self, at: usize) {
+            if self.hand.as_deref() == Some(&self.nodes[at].key) {
+                self.hand = self.nodes.get(at + 1).map(|n| n.key.clone());
+            }
+            self.nodes.remove(at);
+        }
+        fn retain(&mut self, keep: impl Fn(&Object) -> bool) {
+            for at in (0..self.nodes.len()).rev() {
+                self.nodes[at].variants.retain(|v| keep(v));
+                if self.nodes[at].variants.is_empty() {
+                    self.remove_at(at);
+                }
+            }
+        }
+        fn insert(&mut self, key: &str, object: Stored) {
+            let fits = node_cost(key.as_bytes()) + variant_cost(&object) <= self.capacity_bytes;
+            if let Some(at) = self.position(key) {
+                let varies = |o: &Object| o.vary.is_some();
+                let node = &mut self.nodes[at];
+                node.variants.retain(|old| varies(old) && varies(&object) && old.vary != object.vary);
+                if !fits && node.variants.is_empty() {
+                    self.remove_at(at);
+                }
+            } else if fits {
+                self.nodes.push(ModelNode { key: key.into(), variants: vec![], visited: false, hits: 0 });
+            }
+            if !fits {
+                return;
+            }
+            let at = self.position(key).unwrap();
+            self.nodes[at].variants.insert(0, object);
+            self.nodes[at].variants.truncate(VARIANTS_MAX);
+            while self.bytes() > self.capacity_bytes {
+                self.evict(key);
+            }
+        }
+        fn evict(&mut self, protected: &str) {
+            if self.nodes.len() == 1 {
+                self.nodes[0].variants.pop();
+                return;
+            }
+            let mut at = self.hand.as_deref().and_then(|k| self.position(k)).unwrap_or(0);
+            while self.nodes[at].visited || self.nodes[at].key == protected {
+                if self.nodes[at].key != protected {
+                    self.nodes[at].visited = false;
+                }
+                at = (at + 1) % self.nodes.len();
+            }
+            self.hand = self.nodes.get(at + 1).map(|n| n.key.clone());
+            self.nodes.remove(at);
+        }
+    }
+
+    /// Everything that must hold between calls, counted anew.
+    fn check(p: &Partition, model: &Model, step: &str) {
+        assert!(p.bytes() <= p.capacity_bytes(), "{step}: over capacity");
+        assert_eq!(p.bytes(), model.bytes(), "{step}: bytes");
+        assert_eq!(p.len(), model.nodes.iter().map(|n| n.variants.len()).sum::<usize>(), "{step}: len");
+        assert_eq!(p.iter().count(), p.len(), "{step}: iter");
+        assert_eq!((p.index.len(), p.nodes.len()), (model.nodes.len(), model.nodes.len()), "{step}: index");
+        let credentials = model.nodes.iter().filter(|n| n.key.contains('\0')).count();
+        assert_eq!(p.credential_nodes, credentials, "{step}: credentials");
+        let (mut at, mut before) = (p.oldest, None);
+        for expected in &model.nodes {
+            let slot = at.unwrap_or_else(|| panic!("{step}: the queue is too short"));
+            let node = &p.nodes[slot];
+            assert_eq!(&*node.key, expected.key.as_bytes(), "{step}: queue");
+            assert_eq!((node.visited, node.hits), (expected.visited, expected.hits), "{step}: {}", expected.key);
+            assert!(node.variants.iter().zip(&expected.variants).all(|(a, b)| Rc::ptr_eq(a, b)), "{step}: variants");
+            assert_eq!((node.variants.len(), node.older), (expected.variants.len(), before), "{step}: links");
+            assert_eq!(p.find(node.hash, &node.key), Some(slot), "{step}: found by key");
+            (before, at) = (at, node.newer);
+        }
+        assert_eq!((at, p.newest), (None, before), "{step}: the end of the queue");
+        let hand = p.hand.map(|h| String::from_utf8(p.nodes[h].key.to_vec()).unwrap());
+        assert_eq!(hand, model.hand, "{step}: hand");
+    }
+
+    /// xorshift64*.
+    struct Random(u64);
+    impl Random {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % n
+        }
+    }
+
+    #[test]
+    fn agrees_with_a_naive_model() {
+        const KEYS: [&str; 9] = ["h/a", "h/a\0u\n\0", "h/a\0v\n\0", "h/ab", "h/b", "i/a", "i/b", "i/b\0u\n\0", "j/"];
+        for seed in 1..=60u64 {
+            let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let capacity_bytes = 1_500 + random.below(30_000);
+            let mut p = Partition::new(capacity_bytes);
+            let mut model = Model { capacity_bytes, ..Model::default() };
+            for n in 0..400 {
+                let key = KEYS[random.below(KEYS.len() as u64) as usize];
+                let variant = random.below(20) as u32;
+                let tag = ["t1", "t2", "t3"][random.below(3) as usize];
+                let op = random.below(100);
+                let step = format!("seed {seed}, step {n}, op {op}, key {key:?}, variant {variant}");
+                match op {
+                    0..50 => {
+                        let varies = random.below(8) > 0;
+                        let size = random.below(1_500) as usize;
+                        let object = stored(key, varies.then_some(variant), size, tag);
+                        model.insert(key, Rc::clone(&object));
+                        p.insert(object);
+                    }
+                    50..94 => {
+                        let (got, expected) = (get(&mut p, key, variant), model.get(key, variant));
+                        let same = got.as_ref().zip(expected.as_ref()).map(|(a, b)| Rc::ptr_eq(a, b));
+                        assert_eq!((got.is_some(), same.unwrap_or(true)), (expected.is_some(), true), "{step}: get");
+                    }
+                    94..96 => {
+                        let at = model.position(key);
+                        assert_eq!(p.remove(hash(key), key.as_bytes()), at.is_some(), "{step}: remove");
+                        at.into_iter().for_each(|at| model.remove_at(at));
+                    }
+                    96 => {
+                        p.purge_prefix(&key.as_bytes()[..2]);
+                        model.retain(|o| !o.key.starts_with(&key.as_bytes()[..2]));
+                    }
+                    97..99 => {
+                        let url = key::url_part(key.as_bytes());
+                        p.purge_url(hash(std::str::from_utf8(url).unwrap()), url);
+                        model.retain(|o| key::url_part(&o.key) != url);
+                    }
+                    _ => {
+                        p.purge_tag(tag.as_bytes());
+                        model.retain(|o| !o.has_tag(tag.as_bytes()));
+                    }
+                }
+                check(&p, &model, &step);
+            }
+        }
+    }
+}

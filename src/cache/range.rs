@@ -100,3 +100,76 @@ fn date_is_strong(object: &Object) -> bool {
     let made = lines::first(&object.head, b"date").and_then(date::parse);
     made.zip(validate::modified(object)).is_some_and(|(made, modified)| modified < made)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::testing::{at, object, request};
+    use RangeSelection::{Full, Single, Unsatisfiable};
+
+    #[test]
+    fn ranges() {
+        // RFC 9110 §14.1.2, §14.2: of a body of ten bytes.
+        let ten = object("h/", "", 200, "", "0123456789");
+        let many = format!("bytes={}", "0-0,".repeat(RANGES_MAX + 1));
+        for (case, value, expected) in [
+            ("first bytes", "bytes=0-3", Single { start: 0, end: 4 }),
+            ("one byte", "bytes=9-9", Single { start: 9, end: 10 }),
+            ("to the end", "bytes=4-", Single { start: 4, end: 10 }),
+            ("beyond the end", "bytes=4-99", Single { start: 4, end: 10 }),
+            ("the last bytes", "bytes=-3", Single { start: 7, end: 10 }),
+            ("more last bytes than there are", "bytes=-99", Single { start: 0, end: 10 }),
+            ("unit in any case", "BYTES=0-0", Single { start: 0, end: 1 }),
+            ("empty members", "bytes= ,0-3, ", Single { start: 0, end: 4 }),
+            ("overflow at the end", "bytes=1-99999999999999999999999999", Single { start: 1, end: 10 }),
+            ("overflow of the suffix", "bytes=-99999999999999999999999999", Single { start: 0, end: 10 }),
+            ("u64::MAX", "bytes=0-18446744073709551615", Single { start: 0, end: 10 }),
+            ("behind the end", "bytes=10-", Unsatisfiable),
+            ("overflow at the start", "bytes=99999999999999999999999999-", Unsatisfiable),
+            ("no last bytes", "bytes=-0", Unsatisfiable),
+            ("backwards", "bytes=3-2", Full),
+            ("two", "bytes=0-0,2-3", Full),
+            ("many", &many, Full),
+            ("another unit", "lines=0-3", Full),
+            ("no range", "bytes=", Full),
+            ("only a dash", "bytes=-", Full),
+            ("no dash", "bytes=3", Full),
+            ("signs", "bytes=+1-2", Full),
+            ("negative", "bytes=1--2", Full),
+            ("space", "bytes=1 - 2", Full),
+            ("no unit", "0-3", Full),
+        ] {
+            assert_eq!(select(request(&format!("Range: {value}\r\n")).view(), &ten), expected, "{case}");
+        }
+        assert_eq!(select(request("").view(), &ten), Full);
+        assert_eq!(select(request("Range: bytes=0-1\r\nRange: bytes=0-1\r\n").view(), &ten), Full);
+        let empty = object("h/", "", 200, "", "");
+        assert_eq!(select(request("Range: bytes=0-\r\n").view(), &empty), Unsatisfiable);
+        assert_eq!(select(request("Range: bytes=-1\r\n").view(), &empty), Full);
+        let missing = object("h/", "", 404, "", "0123456789");
+        assert_eq!(select(request("Range: bytes=0-1\r\n").view(), &missing), Full, "only of a 200");
+    }
+
+    #[test]
+    fn if_range() {
+        // RFC 9110 §13.1.5, §8.8.2.2.
+        let (old, now) = (at(-100), at(0));
+        let strong = format!("ETag: \"a\"\r\nLast-Modified: {old}\r\nDate: {now}\r\n");
+        let weak = format!("ETag: W/\"a\"\r\nLast-Modified: {now}\r\nDate: {now}\r\n");
+        let part = Single { start: 0, end: 2 };
+        for (case, fields, value, expected) in [
+            ("same tag", &strong, "\"a\"", part),
+            ("other tag", &strong, "\"b\"", Full),
+            ("weak in the request", &strong, "W/\"a\"", Full),
+            ("weak in the store", &weak, "W/\"a\"", Full),
+            ("same date", &strong, &*old, part),
+            ("other date", &strong, &*now, Full),
+            ("a date that is weak", &weak, &*now, Full),
+            ("nonsense", &strong, "x", Full),
+        ] {
+            let stored = object("h/", "", 200, fields, "0123456789");
+            let asked = request(&format!("Range: bytes=0-1\r\nIf-Range: {value}\r\n"));
+            assert_eq!(select(asked.view(), &stored), expected, "{case}");
+        }
+    }
+}

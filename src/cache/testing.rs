@@ -5,6 +5,8 @@ use bytes::Bytes;
 use super::freshness::Validity;
 use super::object::Object;
 use super::{lines, vary};
+use crate::base::time::Now;
+use crate::config::{Authorization, RouteCache};
 use crate::http::head::{FieldsView, RequestHead, ResponseHead};
 
 /// A parsed request with the bytes it points into.
@@ -68,4 +70,27 @@ pub fn object(key: &str, request_fields: &str, status: u16, fields: &str, body: 
         fetch_ms: 0,
         generation: 0,
     }
+}
+
+/// Well after any date in the tests began to count: 2020-09-13T12:26:40Z.
+pub const NOW: Now = Now { mono_ms: 1_000_000, unix_ms: 1_600_000_000_000 };
+
+/// The HTTP date so many seconds after `NOW`.
+pub fn at(secs: i64) -> String {
+    let unix_secs = NOW.unix_secs().saturating_add_signed(secs);
+    httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_secs))
+}
+
+/// A route that caches what responses allow, changed as the test wants.
+pub fn route(change: impl FnOnce(&mut RouteCache)) -> RouteCache {
+    let mut cache = RouteCache {
+        ttl: None,
+        override_: false,
+        stale_while_revalidate: None,
+        stale_if_error: None,
+        refresh_ahead: 0.8,
+        authorization: Authorization::Rfc9111,
+    };
+    change(&mut cache);
+    cache
 }

@@ -249,3 +249,152 @@ fn is_kept(id: FieldId) -> bool {
             | FieldId::Via
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::testing::{NOW, at, object, request, response, route};
+    use crate::http::head::Method;
+    use Conditional::{Full, NotModified, PreconditionFailed};
+
+    #[test]
+    fn conditions() {
+        let (before, changed, after) = (at(-200), at(-100), at(-50));
+        let tagged = object("h/", "", 200, &format!("ETag: \"a\"\r\nLast-Modified: {changed}\r\n"), "");
+        let weak = object("h/", "", 200, "ETag: W/\"a,b\"\r\n", "");
+        let dated = object("h/", "", 200, &format!("Date: {changed}\r\n"), "");
+        let bare = object("h/", "", 200, "", "");
+        let missing = object("h/", "", 404, "ETag: \"a\"\r\n", "");
+        for (case, stored, fields, expected) in [
+            ("none", &tagged, String::new(), Full),
+            // RFC 9110 §13.1.2.
+            ("same tag", &tagged, "If-None-Match: \"a\"\r\n".into(), NotModified),
+            ("weakly the same", &tagged, "If-None-Match: W/\"a\"\r\n".into(), NotModified),
+            ("in a list", &tagged, "If-None-Match: \"x\" , ,\"y,z\",\"a\"\r\n".into(), NotModified),
+            ("on the second line", &tagged, "If-None-Match: \"x\"\r\nIf-None-Match: \"a\"\r\n".into(), NotModified),
+            ("another tag", &tagged, "If-None-Match: \"b\"\r\n".into(), Full),
+            ("inside another tag", &tagged, "If-None-Match: \"x,\"a\"\"\r\n".into(), Full),
+            ("without quotes it is another", &tagged, "If-None-Match: a\r\n".into(), Full),
+            ("star", &bare, "If-None-Match: *\r\n".into(), NotModified),
+            ("a star in quotes", &tagged, "If-None-Match: \"*\"\r\n".into(), Full),
+            ("a comma in the tag", &weak, "If-None-Match: \"a,b\"\r\n".into(), NotModified),
+            ("half of a tag", &weak, "If-None-Match: \"a\"\r\n".into(), Full),
+            ("open quote", &tagged, "If-None-Match: \"a\r\n".into(), Full),
+            // RFC 9110 §13.1.3.
+            ("since then", &tagged, format!("If-Modified-Since: {changed}\r\n"), NotModified),
+            ("since later", &tagged, format!("If-Modified-Since: {after}\r\n"), NotModified),
+            ("since before", &tagged, format!("If-Modified-Since: {before}\r\n"), Full),
+            ("Date stands in", &dated, format!("If-Modified-Since: {changed}\r\n"), NotModified),
+            ("nothing to compare", &bare, format!("If-Modified-Since: {changed}\r\n"), Full),
+            ("no date", &tagged, "If-Modified-Since: x\r\n".into(), Full),
+            ("two dates", &tagged, format!("If-Modified-Since: {after}\r\nIf-Modified-Since: {after}\r\n"), Full),
+            ("the tag decides", &tagged, format!("If-None-Match: \"b\"\r\nIf-Modified-Since: {after}\r\n"), Full),
+            // RFC 9110 §13.1.1.
+            ("If-Match", &tagged, "If-Match: \"x\", \"a\"\r\n".into(), Full),
+            ("If-Match is strong", &tagged, "If-Match: W/\"a\"\r\n".into(), PreconditionFailed),
+            ("both ways", &weak, "If-Match: W/\"a,b\"\r\n".into(), PreconditionFailed),
+            ("If-Match: *", &bare, "If-Match: *\r\n".into(), Full),
+            ("If-Match without a tag", &bare, "If-Match: \"a\"\r\n".into(), PreconditionFailed),
+            // RFC 9110 §13.1.4.
+            ("unmodified", &tagged, format!("If-Unmodified-Since: {changed}\r\n"), Full),
+            ("modified", &tagged, format!("If-Unmodified-Since: {before}\r\n"), PreconditionFailed),
+            ("no date either", &tagged, "If-Unmodified-Since: x\r\n".into(), Full),
+            // RFC 9110 §13.2.2.
+            ("If-Match first", &tagged, "If-None-Match: \"a\"\r\nIf-Match: \"x\"\r\n".into(), PreconditionFailed),
+            ("If-Match silences", &tagged, format!("If-Match: \"a\"\r\nIf-Unmodified-Since: {before}\r\n"), Full),
+            ("and goes on", &tagged, "If-None-Match: \"a\"\r\nIf-Match: \"a\"\r\n".into(), NotModified),
+            // RFC 9110 §13.2.1.
+            ("not of an error", &missing, "If-None-Match: \"a\"\r\n".into(), Full),
+        ] {
+            assert_eq!(evaluate(request(&fields).view(), stored), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn heads_of_304() {
+        // RFC 9110 §15.4.5.
+        let fields =
+            "Content-Type: a\r\ncache-control: max-age=9\r\nETag: \"a\"\r\nLast-Modified: x\r\nVary: b\r\nX: y\r\n";
+        let mut out = Vec::new();
+        not_modified_head(&mut out, &object("h/", "", 200, fields, ""));
+        let expected = "HTTP/1.1 304 Not Modified\r\ncache-control: max-age=9\r\nETag: \"a\"\r\nVary: b\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut out = Vec::new();
+        not_modified_head(&mut out, &object("h/", "", 200, "Last-Modified: x\r\nContent-Length: 3\r\n", ""));
+        assert_eq!(out, b"HTTP/1.1 304 Not Modified\r\nLast-Modified: x\r\n");
+    }
+
+    #[test]
+    fn which_304_applies() {
+        // RFC 9111 §4.3.4.
+        for (case, stored, fresh, expected) in [
+            ("same", "ETag: \"a\"\r\n", "ETag: \"a\"\r\n", true),
+            ("other", "ETag: \"a\"\r\n", "ETag: \"b\"\r\n", false),
+            ("weak 304", "ETag: \"a\"\r\n", "ETag: W/\"a\"\r\n", true),
+            ("strong 304, weak store", "ETag: W/\"a\"\r\n", "ETag: \"a\"\r\n", false),
+            ("no tag in store", "", "ETag: \"a\"\r\n", false),
+            ("the tag decides", "ETag: \"a\"\r\nLast-Modified: x\r\n", "ETag: \"a\"\r\nLast-Modified: y\r\n", true),
+            ("same date", "Last-Modified: x\r\n", "Last-Modified: x\r\n", true),
+            ("other date", "Last-Modified: x\r\n", "Last-Modified: y\r\n", false),
+            ("no date in store", "ETag: \"a\"\r\n", "Last-Modified: y\r\n", false),
+            ("no validators", "ETag: \"a\"\r\n", "", true),
+        ] {
+            let r = response(304, fresh);
+            assert_eq!(revalidation_applies(&object("h/", "", 200, stored, ""), &r.head, &r.buf), expected, "{case}");
+        }
+    }
+
+    fn refresh(stored: &str, fresh: &str) -> Result<Object, NotStored> {
+        let old = object("h/", "", 200, stored, "body");
+        let r = response(304, fresh);
+        let ctx = StoreContext {
+            method: Method::Get,
+            authorized: false,
+            per_credential: false,
+            url: b"h/",
+            now: NOW,
+            fetch_ms: 0,
+        };
+        let new = freshened(&old, &r.head, &r.buf, &ctx, &route(|_| ()))?;
+        assert_eq!(new.body.as_ptr(), old.body.as_ptr(), "the body is shared");
+        Ok(new)
+    }
+
+    #[test]
+    fn what_a_304_updates() {
+        // RFC 9111 §3.2.
+        let now = at(0);
+        let stored = "Cache-Control: max-age=1\r\nETag: \"a\"\r\nContent-Type: t\r\nContent-Length: 4\r\nX: 1\r\nX: 2\r\nY: 3\r\nAge: 5\r\n";
+        let fresh = format!(
+            "Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nContent-Type: u\r\nContent-Length: 0\r\n\
+             x: 4\r\nAge: 3\r\nKeep-Alive: z\r\nConnection: hop\r\nHop: 1\r\nSet-Cookie: a=b\r\nCache-Tag: t1\r\n"
+        );
+        let new = refresh(stored, &fresh).unwrap();
+        let expected = format!(
+            "HTTP/1.1 200 X\r\nContent-Type: t\r\nContent-Length: 4\r\nY: 3\r\n\
+             Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nx: 4\r\nCache-Tag: t1\r\n"
+        );
+        assert_eq!(String::from_utf8(new.head.to_vec()).unwrap(), expected);
+        assert_eq!((new.validity.lifetime_secs, new.validity.initial_age_secs), (9, 3));
+        assert_eq!(new.validity.received_mono_ms, NOW.mono_ms);
+        assert_eq!((new.etag.as_deref(), new.tags.len()), (Some(&b"\"a\""[..]), 1));
+    }
+
+    #[test]
+    fn a_304_that_says_little() {
+        // RFC 9110 §6.6.1: the old Date would make it as old as before.
+        let stored = format!("Date: {}\r\nCache-Control: max-age=60\r\nETag: \"a\"\r\n", at(-1000));
+        let new = refresh(&stored, "").unwrap();
+        assert_eq!((new.validity.lifetime_secs, new.validity.initial_age_secs), (60, 0));
+        assert_eq!(lines::first(&new.head, b"date"), Some(at(0).as_bytes()));
+    }
+
+    #[test]
+    fn a_304_that_forbids_storing() {
+        let stored = "Cache-Control: max-age=60\r\nETag: \"a\"\r\n";
+        assert_eq!(refresh(stored, "Cache-Control: no-store\r\n").err(), Some(NotStored::NoStore));
+        assert_eq!(refresh(stored, "Vary: *\r\n").err(), Some(NotStored::VaryStar));
+        let new = refresh("ETag: \"a\"\r\nX: 1\r\n", "Cache-Control: max-age=9, private=\"x\"\r\nX: 2\r\n").unwrap();
+        assert_eq!(lines::first(&new.head, b"x"), None, "a withheld field goes");
+    }
+}

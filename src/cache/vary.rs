@@ -219,3 +219,122 @@ fn equals_normalised<'a>(lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> 
     });
     rest.is_some_and(<[u8]>::is_empty)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::testing::{request, response};
+
+    fn spec(vary: &str, request_fields: &str) -> Vary {
+        of_response(response(200, vary).view(), request(request_fields).view())
+    }
+
+    #[test]
+    fn what_vary_says() {
+        // RFC 9111 §4.1, RFC 9110 §12.5.5; `None` stands for *.
+        let many: String = (0..=VARY_FIELDS_MAX).map(|n| format!("Vary: f{n}\r\n")).collect();
+        let most: String = (0..VARY_FIELDS_MAX).map(|n| format!("Vary: f{n}, f{n}\r\n")).collect();
+        for (case, fields, expected) in [
+            ("absent", "", Some(vec![])),
+            ("empty", "Vary: , ,\r\n", Some(vec![])),
+            ("sorted, each once, any case", "Vary: B, a\r\nVary: A,,c\r\n", Some(vec!["a", "b", "c"])),
+            ("star", "Vary: *\r\n", None),
+            ("star in a list", "Vary: a, *\r\n", None),
+            ("star on the second line", "Vary: a\r\nVary: ,* ,\r\n", None),
+            ("no field name", "Vary: a b\r\n", None),
+            ("too many", &many, None),
+        ] {
+            let names = match spec(fields, "") {
+                Vary::None => Some(vec![]),
+                Vary::Star => None,
+                Vary::On(s) => Some(s.names().map(|n| String::from_utf8(n.to_vec()).unwrap()).collect()),
+            };
+            assert_eq!(names, expected.map(|e| e.into_iter().map(String::from).collect()), "{case}");
+        }
+        assert!(matches!(spec(&most, ""), Vary::On(_)), "the limit itself is allowed");
+    }
+
+    /// Matching and the secondary key must agree, both ways round.
+    fn check(case: &str, vary: &str, stored: &str, asked: &str, expected: bool) {
+        for (a, b) in [(stored, asked), (asked, stored)] {
+            let Vary::On(spec) = spec(&format!("Vary: {vary}\r\n"), a) else { panic!("{case}: no spec") };
+            let (ra, rb) = (request(a), request(b));
+            assert!(spec.matches(ra.view()), "{case}: its own request");
+            assert_eq!(spec.matches(rb.view()), expected, "{case}: {a:?} {b:?}");
+            let same = secondary(spec.names(), ra.view()) == secondary(spec.names(), rb.view());
+            assert_eq!(same, expected, "{case}: secondary key");
+        }
+    }
+
+    #[test]
+    fn which_requests_match() {
+        // RFC 9111 §4.1.
+        for (case, vary, a, b, expected) in [
+            ("same", "foo", "Foo: 1\r\n", "foo: 1\r\n", true),
+            ("other value", "foo", "Foo: 1\r\n", "Foo: 2\r\n", false),
+            ("longer", "foo", "Foo: 1\r\n", "Foo: 12\r\n", false),
+            ("absent", "foo", "Foo: 1\r\n", "", false),
+            ("absent and empty differ", "foo", "Foo:\r\n", "", false),
+            ("both absent", "foo", "Bar: 1\r\n", "", true),
+            ("one of two differs", "foo, bar", "Foo: 1\r\nBar: 1\r\n", "Foo: 1\r\nBar: 2\r\n", false),
+            ("other fields do not matter", "foo", "Foo: 1\r\nBar: 1\r\n", "Foo: 1\r\nBar: 2\r\n", true),
+            ("lines are joined", "foo", "Foo: 1\r\nFoo: 2\r\n", "Foo: 1, 2\r\n", true),
+            ("order matters", "foo", "Foo: 1, 2\r\n", "Foo: 2, 1\r\n", false),
+            ("white space around commas", "foo", "Foo: 1,2\r\n", "Foo: 1 ,\t 2\r\n", true),
+            ("white space inside", "foo", "Foo: a  b\r\n", "Foo: a b\r\n", true),
+            ("white space matters between words", "foo", "Foo: a b\r\n", "Foo: ab\r\n", false),
+            ("white space in quotes", "foo", "Foo: \"a  b\"\r\n", "Foo: \"a b\"\r\n", false),
+            ("case matters", "foo", "Foo: a\r\n", "Foo: A\r\n", false),
+            // RFC 9110 §12.5.3.
+            (
+                "codings in any order",
+                "accept-encoding",
+                "Accept-Encoding: gzip, br\r\n",
+                "Accept-Encoding: BR,gzip;q=0.5\r\n",
+                true,
+            ),
+            ("another coding", "accept-encoding", "Accept-Encoding: gzip, br\r\n", "Accept-Encoding: gzip\r\n", false),
+            (
+                "q=0 is not there",
+                "accept-encoding",
+                "Accept-Encoding: gzip, br;q=0.000\r\n",
+                "Accept-Encoding: gzip\r\n",
+                true,
+            ),
+            ("x-gzip", "accept-encoding", "Accept-Encoding: x-gzip\r\n", "Accept-Encoding: gzip\r\n", true),
+            (
+                "two lines",
+                "accept-encoding",
+                "Accept-Encoding: br\r\nAccept-Encoding: gzip\r\n",
+                "Accept-Encoding: gzip, br\r\n",
+                true,
+            ),
+            (
+                "an unknown coding",
+                "accept-encoding",
+                "Accept-Encoding: gzip, dcb\r\n",
+                "Accept-Encoding: gzip\r\n",
+                false,
+            ),
+            ("a wildcard", "accept-encoding", "Accept-Encoding: gzip, *\r\n", "Accept-Encoding: gzip\r\n", false),
+            (
+                "identity refused",
+                "accept-encoding",
+                "Accept-Encoding: gzip, identity;q=0\r\n",
+                "Accept-Encoding: gzip\r\n",
+                false,
+            ),
+            ("a bad weight", "accept-encoding", "Accept-Encoding: gzip;q=2\r\n", "Accept-Encoding: gzip\r\n", false),
+            ("empty and absent", "accept-encoding", "Accept-Encoding:\r\n", "", false),
+            (
+                "empty and nothing wanted",
+                "accept-encoding",
+                "Accept-Encoding:\r\n",
+                "Accept-Encoding: br;q=0\r\n",
+                true,
+            ),
+        ] {
+            check(case, vary, a, b, expected);
+        }
+    }
+}
