@@ -151,7 +151,7 @@ impl NotStored {
 pub fn admit(ctx: &StoreContext, head: &ResponseHead, buf: &[u8], cache: &RouteCache) -> Result<Validity, NotStored> {
     let view = head.view(buf);
     let d = ResponseDirectives::of(view);
-    permitted(ctx, head.status, view, &d)?;
+    permitted(ctx, head.status, view, &d, cache)?;
     let (validity, source) = freshness::of_response(head, buf, &d, cache, ctx.now, ctx.fetch_ms);
     if source != Source::Explicit && redirects_to_itself(ctx, head.status, view) {
         return Err(NotStored::SelfRedirect);
@@ -163,7 +163,13 @@ pub fn admit(ctx: &StoreContext, head: &ResponseHead, buf: &[u8], cache: &RouteC
 }
 
 /// What forbids storing, in the order of RFC 9111 §3.
-fn permitted(ctx: &StoreContext, status: u16, view: FieldsView, d: &ResponseDirectives) -> Result<(), NotStored> {
+fn permitted(
+    ctx: &StoreContext,
+    status: u16,
+    view: FieldsView,
+    d: &ResponseDirectives,
+    cache: &RouteCache,
+) -> Result<(), NotStored> {
     if ctx.method != Method::Get {
         return Err(NotStored::Method);
     }
@@ -189,8 +195,9 @@ fn permitted(ctx: &StoreContext, status: u16, view: FieldsView, d: &ResponseDire
     if view.has(FieldId::SetCookie) && !shared_in_words && !d.withholds(b"set-cookie") {
         return Err(NotStored::SetCookie);
     }
-    // RFC 9111 §3.5.
-    if ctx.authorized && !ctx.per_credential && !shared_in_words && !d.must_revalidate {
+    // RFC 9111 §3.5. must-revalidate allows sharing because the origin is asked in time; not where the route overrides that.
+    let asked_in_time = d.must_revalidate && !cache.override_;
+    if ctx.authorized && !ctx.per_credential && !shared_in_words && !asked_in_time {
         return Err(NotStored::Authorization);
     }
     Ok(())
@@ -366,9 +373,11 @@ mod tests {
             }
         }
         let forced = route(|c| (c.ttl, c.override_) = (Some(Duration::from_secs(9)), true));
-        let r = response(200, "");
-        let ctx = StoreContext { authorized: true, ..context() };
-        assert_eq!(admit(&ctx, &r.head, &r.buf, &forced), Err(NotStored::Authorization), "override shares nothing");
+        for fields in ["", "Cache-Control: must-revalidate\r\n"] {
+            let r = response(200, fields);
+            let ctx = StoreContext { authorized: true, ..context() };
+            assert_eq!(admit(&ctx, &r.head, &r.buf, &forced), Err(NotStored::Authorization), "override shares nothing");
+        }
         assert!(has_credentials(request("X-API-Key: k\r\n").view()));
         assert!(has_credentials(request("authorization: k\r\n").view()));
         assert!(!has_credentials(request("Cookie: k\r\n").view()));
