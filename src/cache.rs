@@ -60,3 +60,126 @@ mod targeted;
 mod testing;
 pub mod validate;
 pub mod vary;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{NOW, object, request, response, route};
+    use super::*;
+    use crate::http::head::Method;
+
+    const NAMES: [&str; 22] = [
+        "Cache-Control",
+        "CDN-Cache-Control",
+        "Age",
+        "Date",
+        "Expires",
+        "ETag",
+        "Last-Modified",
+        "Vary",
+        "Location",
+        "Content-Location",
+        "Set-Cookie",
+        "Cache-Tag",
+        "Surrogate-Key",
+        "Pragma",
+        "Range",
+        "If-Range",
+        "If-Match",
+        "If-None-Match",
+        "If-Modified-Since",
+        "If-Unmodified-Since",
+        "Accept-Encoding",
+        "Connection",
+    ];
+    const PARTS: [&str; 30] = [
+        "",
+        ",",
+        "=",
+        "\"",
+        "\\",
+        " ",
+        "\t",
+        ";",
+        "*",
+        "/",
+        "..",
+        "?",
+        "#",
+        "-",
+        "W/",
+        "max-age",
+        "no-cache",
+        "private",
+        "bytes",
+        "99999999999999999999",
+        "0",
+        "http://h/",
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+        "gzip",
+        "q=0",
+        "age",
+        "\u{e9}",
+        ":",
+        "(",
+        "date",
+    ];
+
+    /// xorshift64.
+    fn next(state: &mut u64, n: usize) -> usize {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 33) as usize % n
+    }
+
+    fn random_fields(state: &mut u64) -> String {
+        (0..next(state, 6))
+            .map(|_| {
+                let name = NAMES[next(state, NAMES.len())];
+                let value: String = (0..next(state, 7)).map(|_| PARTS[next(state, PARTS.len())]).collect();
+                format!("{name}: {value}\r\n")
+            })
+            .collect()
+    }
+
+    /// Whatever peers send: no panic, and the promises that need no table.
+    #[test]
+    fn nonsense_is_harmless() {
+        let mut state = 0x5EED;
+        let cache = route(|c| c.ttl = Some(std::time::Duration::MAX));
+        let (mut stored_count, mut refreshed_count) = (0, 0);
+        for _ in 0..20_000 {
+            let (asked, sent) = (random_fields(&mut state), random_fields(&mut state));
+            let (asked, answer) = (request(&asked), response(200, &sent));
+            let ctx = admit::StoreContext {
+                method: Method::Get,
+                authorized: false,
+                per_credential: false,
+                url: b"h/",
+                now: NOW,
+                fetch_ms: u32::MAX,
+            };
+            let _ = invalidate::targets(Method::Post, 200, b"h", b"/a?b", answer.view());
+            let Ok(validity) = admit::admit(&ctx, &answer.head, &answer.buf, &cache) else { continue };
+            stored_count += 1;
+            let fields = String::from_utf8_lossy(&answer.buf[lines::status_line(&answer.buf).len()..]).into_owned();
+            let mut stored = object("h/", "", 200, &fields, "0123456789");
+            stored.validity = validity;
+            let directives = directives::RequestDirectives::of(asked.view());
+            let _ = freshness::judge(&stored.validity, &directives, u64::MAX);
+            let _ = validate::evaluate(asked.view(), &stored);
+            if let range::RangeSelection::Single { start, end } = range::select(asked.view(), &stored) {
+                assert!(start < end && end <= stored.body.len());
+            }
+            if let vary::Vary::On(spec) = vary::of_response(answer.view(), asked.view()) {
+                assert!(spec.matches(asked.view()), "a stored response suits the request it answered");
+            }
+            let again = response(304, &random_fields(&mut state));
+            if validate::revalidation_applies(&stored, &again.head, &again.buf) {
+                let fresh = validate::freshened(&stored, &again.head, &again.buf, &ctx, &cache);
+                refreshed_count += usize::from(fresh.is_ok());
+            }
+        }
+        assert!(stored_count > 1_000 && refreshed_count > 500, "{stored_count} {refreshed_count}");
+    }
+}

@@ -68,10 +68,9 @@ impl VarySpec {
         self.fields.iter().all(|(name, stored)| match stored {
             Value::Absent => request.all_named(name).next().is_none(),
             Value::Codings(set) => request.all_named(name).next().is_some() && codings_of(name, request) == Some(*set),
+            // Equal text means that the request's is no plain set of codings either.
             Value::Text(text) => {
-                request.all_named(name).next().is_some()
-                    && codings_of(name, request).is_none()
-                    && equals_normalised(request.all_named(name), text)
+                request.all_named(name).next().is_some() && equals_normalised(request.all_named(name), text)
             }
         })
     }
