@@ -1,0 +1,339 @@
+//! Variants: which request fields a stored response depends on, and whether a request agrees (RFC 9111 §4.1).
+//! Must hold: what compares equal here would get the same response; comparing allocates nothing.
+
+use crate::base::limits::VARY_FIELDS_MAX;
+use crate::http::fields::FieldId;
+use crate::http::head::FieldsView;
+
+/// What a response's Vary says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vary {
+    /// It depends on nothing but the key.
+    None,
+    /// It depends on more than can be said, so it is for this request alone.
+    Star,
+    On(VarySpec),
+}
+
+/// The fields a stored response depends on, with the values of the request it answers. Sorted by name, each once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VarySpec {
+    fields: Box<[(Box<[u8]>, Value)]>,
+}
+
+/// A request field in normal form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Value {
+    Absent,
+    /// Accept-Encoding that is no more than a set of well-known codings.
+    Codings(u8),
+    /// Lines joined and white space out of the way.
+    Text(Box<[u8]>),
+}
+
+/// Reads the Vary of a response to this request.
+#[must_use]
+pub fn of_response(response: FieldsView, request: FieldsView) -> Vary {
+    let mut names: Vec<Box<[u8]>> = Vec::new();
+    for member in response.all(FieldId::Vary).flat_map(|v| v.split(|&b| b == b',')).map(<[u8]>::trim_ascii) {
+        if member.is_empty() {
+            continue;
+        }
+        // RFC 9110 §12.5.5: "*" anywhere in the list. What is no field name is read the same way: it cannot be compared.
+        if !member.iter().all(|&b| is_tchar(b)) || member == b"*" {
+            return Vary::Star;
+        }
+        let name = member.to_ascii_lowercase().into_boxed_slice();
+        if let Err(at) = names.binary_search(&name) {
+            names.insert(at, name);
+        }
+        if names.len() > VARY_FIELDS_MAX {
+            return Vary::Star;
+        }
+    }
+    if names.is_empty() {
+        return Vary::None;
+    }
+    let fields = names.into_iter().map(|n| {
+        let value = value_of(&n, request);
+        (n, value)
+    });
+    Vary::On(VarySpec { fields: fields.collect() })
+}
+
+impl VarySpec {
+    /// Whether a request would get this response too.
+    #[must_use]
+    pub fn matches(&self, request: FieldsView) -> bool {
+        self.fields.iter().all(|(name, stored)| match stored {
+            Value::Absent => request.all_named(name).next().is_none(),
+            Value::Codings(set) => request.all_named(name).next().is_some() && codings_of(name, request) == Some(*set),
+            // Equal text means that the request's is no plain set of codings either.
+            Value::Text(text) => {
+                request.all_named(name).next().is_some() && equals_normalised(request.all_named(name), text)
+            }
+        })
+    }
+
+    /// The names it depends on, in lower case and order.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().map(|(name, _)| &**name)
+    }
+
+    /// The memory it takes besides itself.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        let text = |v: &Value| if let Value::Text(t) = v { t.len() } else { 0 };
+        self.fields.iter().map(|(name, value)| size_of::<(Box<[u8]>, Value)>() + name.len() + text(value)).sum()
+    }
+}
+
+/// The secondary key of a request for these names: equal exactly where a stored response on those names would match both.
+#[must_use]
+pub fn secondary<'n>(names: impl Iterator<Item = &'n [u8]>, request: FieldsView) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in names {
+        out.extend_from_slice(name);
+        out.push(0);
+        match value_of(name, request) {
+            Value::Absent => out.push(b'-'),
+            Value::Codings(set) => out.extend_from_slice(&[b'c', set]),
+            Value::Text(text) => {
+                out.push(b't');
+                out.extend_from_slice(&text);
+            }
+        }
+        out.push(0);
+    }
+    out
+}
+
+fn value_of(name: &[u8], request: FieldsView) -> Value {
+    if request.fields.iter().all(|f| !f.name.of(request.buf).eq_ignore_ascii_case(name)) {
+        return Value::Absent;
+    }
+    if let Some(set) = codings_of(name, request) {
+        return Value::Codings(set);
+    }
+    let mut text = Vec::new();
+    let values = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
+    normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(b));
+    Value::Text(text.into())
+}
+
+fn is_tchar(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// The acceptable codings as bits; `None` when the field is another one, or says what a plain set cannot: a wildcard, a
+/// refused identity, an unknown coding, something malformed. Those are compared as text.
+fn codings_of(name: &[u8], request: FieldsView) -> Option<u8> {
+    if name != b"accept-encoding" {
+        return None;
+    }
+    let lines = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
+    let members = lines.flat_map(|f| f.value.of(request.buf).split(|&b| b == b','));
+    members.map(<[u8]>::trim_ascii).filter(|m| !m.is_empty()).try_fold(0, |set, member| Some(set | coding_bit(member)?))
+}
+
+/// RFC 9110 §12.5.3: 0 for a coding that is refused with `q=0`.
+fn coding_bit(member: &[u8]) -> Option<u8> {
+    let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+    let coding = parts.next()?;
+    let is = |n: &str| coding.eq_ignore_ascii_case(n.as_bytes());
+    let bit = if is("br") {
+        1
+    } else if is("gzip") || is("x-gzip") {
+        2
+    } else if is("zstd") {
+        4
+    } else if is("deflate") {
+        8
+    } else if is("identity") {
+        16
+    } else {
+        return None;
+    };
+    let refused = match parts.next() {
+        None => false,
+        Some(weight) => is_zero_weight(weight)?,
+    };
+    // "identity;q=0" is more than the absence of identity, which is always acceptable.
+    if parts.next().is_some() || (refused && bit == 16) {
+        return None;
+    }
+    Some(if refused { 0 } else { bit })
+}
+
+/// `q=` and a qvalue of RFC 9110 §12.4.2; `None` for anything else.
+fn is_zero_weight(weight: &[u8]) -> Option<bool> {
+    let [b'q' | b'Q', b'=', whole @ (b'0' | b'1'), fraction @ ..] = weight else { return None };
+    let digits = match fraction {
+        [] => fraction,
+        [b'.', digits @ ..] if digits.len() <= 3 && digits.iter().all(u8::is_ascii_digit) => digits,
+        _ => return None,
+    };
+    Some(*whole == b'0' && digits.iter().all(|&d| d == b'0'))
+}
+
+/// RFC 9111 §4.1: lines are joined; white space at the ends and around commas goes, runs of it become one space. Not inside
+/// quoted strings, where it means itself.
+fn normalise<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut impl FnMut(u8)) {
+    for (n, line) in lines.enumerate() {
+        if n > 0 {
+            out(b',');
+        }
+        normalise_line(line.trim_ascii(), out);
+    }
+}
+
+fn normalise_line(line: &[u8], out: &mut impl FnMut(u8)) {
+    let (mut quoted, mut escaped, mut space) = (false, false, false);
+    let mut last = b',';
+    for &b in line {
+        if !quoted && (b == b' ' || b == b'\t') {
+            space = true;
+            continue;
+        }
+        if space && b != b',' && last != b',' {
+            out(b' ');
+        }
+        space = false;
+        out(b);
+        last = b;
+        if escaped {
+            escaped = false;
+        } else if quoted && b == b'\\' {
+            escaped = true;
+        } else if b == b'"' {
+            quoted = !quoted;
+        }
+    }
+}
+
+fn equals_normalised<'a>(lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> bool {
+    let mut rest = Some(text);
+    normalise(lines, &mut |b| {
+        rest = rest.and_then(|r| r.split_first()).filter(|(first, _)| **first == b).map(|(_, after)| after);
+    });
+    rest.is_some_and(<[u8]>::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::testing::{request, response};
+
+    fn spec(vary: &str, request_fields: &str) -> Vary {
+        of_response(response(200, vary).view(), request(request_fields).view())
+    }
+
+    #[test]
+    fn what_vary_says() {
+        // RFC 9111 §4.1, RFC 9110 §12.5.5; `None` stands for *.
+        let many: String = (0..=VARY_FIELDS_MAX).map(|n| format!("Vary: f{n}\r\n")).collect();
+        let most: String = (0..VARY_FIELDS_MAX).map(|n| format!("Vary: f{n}, f{n}\r\n")).collect();
+        for (case, fields, expected) in [
+            ("absent", "", Some(vec![])),
+            ("empty", "Vary: , ,\r\n", Some(vec![])),
+            ("sorted, each once, any case", "Vary: B, a\r\nVary: A,,c\r\n", Some(vec!["a", "b", "c"])),
+            ("star", "Vary: *\r\n", None),
+            ("star in a list", "Vary: a, *\r\n", None),
+            ("star on the second line", "Vary: a\r\nVary: ,* ,\r\n", None),
+            ("no field name", "Vary: a b\r\n", None),
+            ("too many", &many, None),
+        ] {
+            let names = match spec(fields, "") {
+                Vary::None => Some(vec![]),
+                Vary::Star => None,
+                Vary::On(s) => Some(s.names().map(|n| String::from_utf8(n.to_vec()).unwrap()).collect()),
+            };
+            assert_eq!(names, expected.map(|e| e.into_iter().map(String::from).collect()), "{case}");
+        }
+        assert!(matches!(spec(&most, ""), Vary::On(_)), "the limit itself is allowed");
+    }
+
+    /// Matching and the secondary key must agree, both ways round.
+    fn check(case: &str, vary: &str, stored: &str, asked: &str, expected: bool) {
+        for (a, b) in [(stored, asked), (asked, stored)] {
+            let Vary::On(spec) = spec(&format!("Vary: {vary}\r\n"), a) else { panic!("{case}: no spec") };
+            let (ra, rb) = (request(a), request(b));
+            assert!(spec.matches(ra.view()), "{case}: its own request");
+            assert_eq!(spec.matches(rb.view()), expected, "{case}: {a:?} {b:?}");
+            let same = secondary(spec.names(), ra.view()) == secondary(spec.names(), rb.view());
+            assert_eq!(same, expected, "{case}: secondary key");
+        }
+    }
+
+    #[test]
+    fn which_requests_match() {
+        // RFC 9111 §4.1.
+        for (case, vary, a, b, expected) in [
+            ("same", "foo", "Foo: 1\r\n", "foo: 1\r\n", true),
+            ("other value", "foo", "Foo: 1\r\n", "Foo: 2\r\n", false),
+            ("longer", "foo", "Foo: 1\r\n", "Foo: 12\r\n", false),
+            ("absent", "foo", "Foo: 1\r\n", "", false),
+            ("absent and empty differ", "foo", "Foo:\r\n", "", false),
+            ("both absent", "foo", "Bar: 1\r\n", "", true),
+            ("one of two differs", "foo, bar", "Foo: 1\r\nBar: 1\r\n", "Foo: 1\r\nBar: 2\r\n", false),
+            ("other fields do not matter", "foo", "Foo: 1\r\nBar: 1\r\n", "Foo: 1\r\nBar: 2\r\n", true),
+            ("lines are joined", "foo", "Foo: 1\r\nFoo: 2\r\n", "Foo: 1, 2\r\n", true),
+            ("order matters", "foo", "Foo: 1, 2\r\n", "Foo: 2, 1\r\n", false),
+            ("white space around commas", "foo", "Foo: 1,2\r\n", "Foo: 1 ,\t 2\r\n", true),
+            ("white space inside", "foo", "Foo: a  b\r\n", "Foo: a b\r\n", true),
+            ("white space matters between words", "foo", "Foo: a b\r\n", "Foo: ab\r\n", false),
+            ("white space in quotes", "foo", "Foo: \"a  b\"\r\n", "Foo: \"a b\"\r\n", false),
+            ("case matters", "foo", "Foo: a\r\n", "Foo: A\r\n", false),
+            // RFC 9110 §12.5.3.
+            (
+                "codings in any order",
+                "accept-encoding",
+                "Accept-Encoding: gzip, br\r\n",
+                "Accept-Encoding: BR,gzip;q=0.5\r\n",
+                true,
+            ),
+            ("another coding", "accept-encoding", "Accept-Encoding: gzip, br\r\n", "Accept-Encoding: gzip\r\n", false),
+            (
+                "q=0 is not there",
+                "accept-encoding",
+                "Accept-Encoding: gzip, br;q=0.000\r\n",
+                "Accept-Encoding: gzip\r\n",
+                true,
+            ),
+            ("x-gzip", "accept-encoding", "Accept-Encoding: x-gzip\r\n", "Accept-Encoding: gzip\r\n", true),
+            (
+                "two lines",
+                "accept-encoding",
+                "Accept-Encoding: br\r\nAccept-Encoding: gzip\r\n",
+                "Accept-Encoding: gzip, br\r\n",
+                true,
+            ),
+            (
+                "an unknown coding",
+                "accept-encoding",
+                "Accept-Encoding: gzip, dcb\r\n",
+                "Accept-Encoding: gzip\r\n",
+                false,
+            ),
+            ("a wildcard", "accept-encoding", "Accept-Encoding: gzip, *\r\n", "Accept-Encoding: gzip\r\n", false),
+            (
+                "identity refused",
+                "accept-encoding",
+                "Accept-Encoding: gzip, identity;q=0\r\n",
+                "Accept-Encoding: gzip\r\n",
+                false,
+            ),
+            ("a bad weight", "accept-encoding", "Accept-Encoding: gzip;q=2\r\n", "Accept-Encoding: gzip\r\n", false),
+            ("empty and absent", "accept-encoding", "Accept-Encoding:\r\n", "", false),
+            (
+                "empty and nothing wanted",
+                "accept-encoding",
+                "Accept-Encoding:\r\n",
+                "Accept-Encoding: br;q=0\r\n",
+                true,
+            ),
+        ] {
+            check(case, vary, a, b, expected);
+        }
+    }
+}
