@@ -1,0 +1,56 @@
+//! Host and authority (RFC 9110 §7.2): checked and put in one form, once, for key, routing and forwarding alike.
+
+use std::net::Ipv6Addr;
+
+use super::fault::Fault;
+use super::framing;
+
+/// Longest host name, as in the DNS.
+const HOST_BYTES_MAX: usize = 255;
+
+/// Writes a host as it is compared, keyed and forwarded: lower case, no `:80`, no trailing dot (RFC 9110 §4.2.3).
+pub(super) fn normalise_host(value: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+    out.clear();
+    let port = if value.starts_with(b"[") { write_ipv6(value, out) } else { write_name(value, out) };
+    match port.ok_or(Fault::BadHost)? {
+        None | Some(b"" | b"80") => Ok(()),
+        Some(port) if is_port(port) => {
+            out.push(b':');
+            out.extend_from_slice(port);
+            Ok(())
+        }
+        Some(_) => Err(Fault::BadHost),
+    }
+}
+
+/// The port after an address in brackets; the outer `None` is a bad address.
+fn write_ipv6<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>> {
+    use std::io::Write;
+    let close = memchr::memchr(b']', value)?;
+    let address: Ipv6Addr = std::str::from_utf8(&value[1..close]).ok()?.parse().ok()?;
+    write!(out, "[{address}]").ok()?;
+    match &value[close + 1..] {
+        [] => Some(None),
+        [b':', port @ ..] => Some(Some(port)),
+        _ => None,
+    }
+}
+
+/// The port after a name; the outer `None` is a bad name. Narrower than RFC 3986 §3.2.2: what no DNS name has is refused.
+fn write_name<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>> {
+    let mut parts = value.splitn(2, |&b| b == b':');
+    let name = parts.next()?;
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let label =
+        |label: &[u8]| !label.is_empty() && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    if name.len() > HOST_BYTES_MAX || !name.split(|&b| b == b'.').all(label) {
+        return None;
+    }
+    out.extend(name.iter().map(u8::to_ascii_lowercase));
+    Some(parts.next())
+}
+
+fn is_port(port: &[u8]) -> bool {
+    // No leading zero: `:080` and `:80` must not be two keys.
+    framing::content_length(port).is_some_and(|n| (1..=65535).contains(&n))
+}
