@@ -96,6 +96,8 @@ def test_a_file_that_is_not_utf8_is_one_line(tmp_path):
     ["serve", "--shards", "-1"],
     ["no-such-command"],
     ["check"],
+    ["purge"],
+    ["warm"],
 ])
 def test_wrong_arguments_end_with_1(args):
     result = run(*args)
@@ -108,6 +110,13 @@ def test_check_prints_the_effective_configuration(tmp_path):
     assert result.returncode == 0, result.stderr
     for expected in ("127.0.0.1:18080", "django", "127.0.0.1:8000", "6h", "background_share", "max_object", "9180"):
         assert expected in result.stdout, f"{expected} is not in\n{result.stdout}"
+
+
+def test_what_check_prints_loads_again_to_the_same(tmp_path):
+    printed = run("check", "--config", write(tmp_path, GOOD)).stdout
+    again = run("check", "--config", write(tmp_path, printed))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == printed
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["check"], ["demo"], ["purge"], ["warm"], ["status"]], ids=lambda c: " ".join(c))
@@ -168,7 +177,7 @@ def test_purge_warm_and_status(origin):
         assert (origin.count("/w/1"), origin.count("/w/2")) == (1, 1)
 
         assert gateway.get("/p").text == "/p 1"
-        result = run("purge", *admin, f"{gateway.url}/p")
+        result = run("purge", *admin, "--url", f"{gateway.url}/p")
         assert result.returncode == 0, result.stderr
         assert gateway.get("/p").text == "/p 2"
 
@@ -180,7 +189,7 @@ def test_purge_warm_and_status(origin):
         assert result.returncode == 0 and result.stdout.strip(), result.stderr
 
 
-@pytest.mark.parametrize("args", [["status"], ["purge", "http://127.0.0.1/x"], ["warm", "http://127.0.0.1/x"]])
+@pytest.mark.parametrize("args", [["status"], ["purge", "--url", "http://127.0.0.1/x"], ["warm", "http://127.0.0.1/x"]])
 def test_without_a_running_gateway_there_is_one_line_and_2(args):
     line = one_line(run(args[0], "--admin", f"127.0.0.1:{free_port()}", *args[1:]), 2)
     assert "127.0.0.1" in line
