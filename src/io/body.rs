@@ -166,7 +166,7 @@ impl BodyReader {
                     let step = decoder.decode(source.bytes()).map_err(|_| BodyError::Malformed)?;
                     out.extend_from_slice(&source.bytes()[step.data.clone()]);
                     source.consume(step.consumed);
-                    if step.complete {
+                    if step.done {
                         self.framing = Framing::Done;
                         return Ok(());
                     }

@@ -2,20 +2,21 @@
 
 use super::clock;
 use super::deadlines::Deadlines;
+use super::downstream;
 use super::fetch;
+use super::listener;
 use super::mailbox::{Inbox, Mail, Outbox};
-use super::notify::Notify;
 use super::pool::Pool;
 use super::reply::{Leftover, Replies};
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::Config;
-use crate::control::link::{Acks, Command, ShardShared};
+use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
-use crate::shard::query::{Query, owner_of};
-use crate::shard::state::State;
-use crate::telemetry::Telemetry;
+use crate::shard::query::Query;
+use crate::shard::state::{Counts, Selector, State};
+use crate::telemetry::{EvictReason, Telemetry};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -37,6 +38,16 @@ pub struct Common {
     pub connections_max: usize,
 }
 
+impl Common {
+    /// How long the holder of a lease on this route may take: the sum of all that it may wait for, and some seconds for the body.
+    pub fn lease_ms(&self, route: u16) -> u64 {
+        let upstream = &self.config.upstreams[self.config.routes[route as usize].upstream];
+        let waits =
+            [upstream.queue_timeout, upstream.connect_timeout, upstream.first_byte_timeout, upstream.read_timeout];
+        waits.iter().map(|wait| wait.as_millis() as u64).sum()
+    }
+}
+
 pub struct Shard {
     pub id: usize,
     pub count: usize,
@@ -48,17 +59,19 @@ pub struct Shard {
     pub pools: Vec<Pool>,
     pub telemetry: Telemetry,
     pub draining: Cell<bool>,
-    pub drain: Notify,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
-    /// Fetches and passes that run.
     pub listeners: RefCell<Vec<RawFd>>,
     unix_offset_ms: Cell<i64>,
     /// The date as last formatted, and for which second.
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    /// Where keys are put together.
+    pub scratch: RefCell<Vec<u8>>,
+    inflight: Vec<Cell<u32>>,
+    counted: Cell<Counts>,
 }
 
 const BUFFERS_MAX: usize = 64;
@@ -69,6 +82,7 @@ impl Shard {
         let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams);
+        let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
         let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
         let shard = Self {
             id,
@@ -80,7 +94,6 @@ impl Shard {
             pools,
             telemetry,
             draining: Cell::new(false),
-            drain: Notify::default(),
             connections: Cell::new(0),
             idle: Cell::new(0),
             listeners: RefCell::new(Vec::new()),
@@ -88,6 +101,9 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
+            scratch: RefCell::new(Vec::new()),
+            inflight,
+            counted: Cell::new(Counts::default()),
             common,
         };
         shard.sync_clock();
@@ -174,7 +190,7 @@ impl Shard {
             }
             Action::Fetch { query, kind, lease, stale } => {
                 let shard = Rc::clone(self);
-                monoio::spawn(fetch::run(shard, query, kind, lease, stale, None));
+                monoio::spawn(listener::catch(fetch::run(shard, query, kind, lease, stale, None)));
             }
         }
     }
@@ -234,36 +250,63 @@ impl Shard {
         let now = self.now();
         match command {
             Command::Purge { id, selector } => {
+                let selector = selector_of(selector);
                 let gone = self.with_state(|state| state.purge(&selector, id, now));
                 self.common.acks.complete(self.id, id, gone);
             }
             Command::Warm { id, urls } => {
-                let accepted = urls.iter().filter(|(host, target)| self.warm_once(host, target, now)).count();
-                self.common.acks.complete(self.id, id, accepted as u64);
+                for (host, target) in &urls {
+                    self.warm_once(host, target, now);
+                }
+                self.common.acks.complete(self.id, id, urls.len() as u64);
             }
             Command::Drain => self.start_drain(),
         }
     }
 
-    fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) -> bool {
-        let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return false };
-        let Some(cache) = &self.common.config.routes[route as usize].cache else { return false };
-        let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return false };
+    fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) {
+        let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return };
+        let Some(cache) = &self.common.config.routes[route as usize].cache else { return };
+        let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return };
         let per_credential = cache.authorization == crate::config::Authorization::PerCredential;
         let query = Query::new(&self.common.hasher, buf, head, route, per_credential, None, true);
-        // Said by the owner alone, so that it is counted once.
-        owner_of(query.hash, self.count) == self.id
-            && self.with_state(|state| state.warm_once(&Arc::new(query), now))
+        self.with_state(|state| state.warm_once(Arc::new(query), now));
     }
 
     fn start_drain(&self) {
         if self.draining.replace(true) {
             return;
         }
-        self.drain.wake();
+        self.deadlines.hasten_idle(self.mono_ms() + downstream::DRAIN_IDLE_MS);
         for fd in self.listeners.borrow().iter() {
             super::deadlines::shutdown(*fd, libc::SHUT_RD);
         }
+    }
+
+    /// A request to this upstream begins or ends.
+    pub fn inflight(&self, upstream: u16, more: bool) {
+        let count = &self.inflight[upstream as usize];
+        count.set(if more { count.get() + 1 } else { count.get() - 1 });
+    }
+
+    /// Passes on what changed since the last time to telemetry.
+    pub fn measure(&self) {
+        let state = self.state.borrow();
+        let telemetry = &self.telemetry;
+        telemetry.cache_size(state.cache_bytes(), state.cache_entries());
+        telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
+        telemetry.waiters(state.waiters());
+        let mut queued = vec![0; self.inflight.len()];
+        for (upstream, _, waiting) in state.slot_use() {
+            queued[upstream as usize] = waiting as u32;
+        }
+        for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
+            telemetry.upstream_load(upstream, running.get(), queued);
+        }
+        let (now, before) = (state.counts, self.counted.replace(state.counts));
+        telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);
+        telemetry.evicted(EvictReason::Purged, now.purged - before.purged);
+        telemetry.evicted(EvictReason::Replaced, now.replaced - before.replaced);
     }
 
     /// Publishes what the control thread shows.
@@ -281,6 +324,14 @@ impl Shard {
             slot.filled.store(list.filled, Ordering::Relaxed);
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
+    }
+}
+
+fn selector_of(selector: link::Selector) -> Selector {
+    match selector {
+        link::Selector::Url(key) => Selector::Url(key),
+        link::Selector::Prefix(prefix) => Selector::Prefix(prefix),
+        link::Selector::Tag(tag) => Selector::Tag(tag),
     }
 }
 

@@ -17,6 +17,8 @@ const NEVER: u64 = u64::MAX;
 pub enum Expiry {
     /// The reading side only: an answer can still be written.
     Read,
+    /// As `Read`, of a connection that is between requests.
+    Idle,
     /// All of it.
     Both,
 }
@@ -71,10 +73,19 @@ impl Deadlines {
                 entry.at_mono_ms = NEVER;
                 entry.fired = true;
                 let how = match entry.expiry {
-                    Expiry::Read => libc::SHUT_RD,
+                    Expiry::Read | Expiry::Idle => libc::SHUT_RD,
                     Expiry::Both => libc::SHUT_RDWR,
                 };
                 shutdown(entry.fd, how);
+            }
+        }
+    }
+
+    /// Connections between requests are not waited for longer than until then.
+    pub fn hasten_idle(&self, at_mono_ms: u64) {
+        for (_, entry) in self.entries.borrow_mut().iter_mut() {
+            if entry.expiry == Expiry::Idle && entry.at_mono_ms != NEVER {
+                entry.at_mono_ms = entry.at_mono_ms.min(at_mono_ms);
             }
         }
     }

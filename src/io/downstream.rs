@@ -21,7 +21,7 @@ use crate::config::Authorization;
 use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
-use crate::http::parse::{self, Parsed, ParseError};
+use crate::http::parse::{self, ParseError, Parsed};
 use crate::shard::message::{Failure, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
@@ -370,9 +370,7 @@ impl Client {
             }
             Some(Reply::Alone) => self.pass(request, &query, b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
-            Some(Reply::Slot | Reply::QueueFull) | None => {
-                self.fail(&mut request, WAIT_TIMEOUT, None).await
-            }
+            Some(Reply::Slot | Reply::QueueFull) | None => self.fail(&mut request, WAIT_TIMEOUT, None).await,
         }
     }
 
@@ -562,13 +560,8 @@ impl Client {
         }
         let target = query.head.target.of(&query.buf);
         let view = exchange.head.view(&exchange.head_buf);
-        let keys = crate::cache::invalidate::targets(
-            query.head.method,
-            exchange.head.status,
-            &query.head.host,
-            target,
-            view,
-        );
+        let keys =
+            crate::cache::invalidate::targets(query.head.method, exchange.head.status, &query.head.host, target, view);
         let now = self.shard.now();
         for key in keys {
             let hash = key::hash(&self.shard.common.hasher, &key);
@@ -623,11 +616,8 @@ fn send_now(fd: RawFd, mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-const HEADER_TIMEOUT: Failure = Failure {
-    status: 408,
-    label: "header_timeout",
-    detail: "the request head did not arrive within header_timeout",
-};
+const HEADER_TIMEOUT: Failure =
+    Failure { status: 408, label: "header_timeout", detail: "the request head did not arrive within header_timeout" };
 const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
 const WAIT_TIMEOUT: Failure = Failure {
     status: 504,
@@ -639,4 +629,3 @@ const NOT_CACHED: Failure = Failure {
     label: "not_cached",
     detail: "the request said only-if-cached, and there is no stored response that may be served",
 };
-

@@ -59,7 +59,7 @@ pub struct SlotGuard {
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.shard.telemetry.upstream_ended(self.upstream as usize);
+        self.shard.inflight(self.upstream, false);
         if self.held {
             self.shard.return_slot(self.upstream, self.route, self.kind);
         }
@@ -97,10 +97,11 @@ pub async fn start(
     let result = attempt(shard, plan, upstream, &mut upload, &mut interim).await;
     let elapsed = Duration::from_millis(shard.mono_ms() - started_mono_ms);
     let label = match &result {
+        Ok((_, head, ..)) if head.status >= 500 => FetchResult::ServerError,
         Ok(_) => FetchResult::Ok,
-        Err(failure) => FetchResult::of_label(failure.label),
+        Err(failure) => result_of(*failure),
     };
-    shard.telemetry.upstream_done(upstream as usize, plan.kind, label, elapsed);
+    shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
     let (conn, head, head_buf, request_sent) = result?;
     let body = BodyReader::new(head.body);
     Ok(Exchange { conn, head, head_buf, body, request_sent, slot, started_mono_ms })
@@ -132,7 +133,7 @@ async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) 
             }
         }
     }
-    shard.telemetry.upstream_started(upstream as usize);
+    shard.inflight(upstream, true);
     Ok(SlotGuard { shard: Rc::clone(shard), upstream, route, kind, held: limited })
 }
 
@@ -195,8 +196,7 @@ async fn converse(
     );
     let deadline = conn.source.deadline;
     let by = shard.mono_ms() + first_byte_ms;
-    let (result, out) =
-        conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
+    let (result, out) = conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
     shard.put_buffer(out);
     if result.is_err() {
         // The answer may be there all the same (an early error), so read on.
@@ -293,11 +293,7 @@ async fn read_head(
     }
 }
 
-fn accept(
-    plan: &Plan<'_>,
-    head: ResponseHead,
-    head_buf: Vec<u8>,
-) -> Result<(ResponseHead, Vec<u8>), Trouble> {
+fn accept(plan: &Plan<'_>, head: ResponseHead, head_buf: Vec<u8>) -> Result<(ResponseHead, Vec<u8>), Trouble> {
     // RFC 9110 §15.2.2: 101 only where the client asked for an upgrade.
     if head.status == 101 && plan.query.head.upgrade.is_none() {
         return Err(Trouble { failure: UNASKED_SWITCH, silent: false });
@@ -354,6 +350,17 @@ async fn send_body(
     }
     shard.put_buffer(framed);
     Ok(())
+}
+
+fn result_of(failure: Failure) -> FetchResult {
+    match failure {
+        pool::REFUSED | pool::UNREACHABLE => FetchResult::Refused,
+        pool::CONNECT_TIMEOUT | FIRST_BYTE_TIMEOUT => FetchResult::Timeout,
+        CLOSED => FetchResult::Reset,
+        QUEUE_FULL | QUEUE_TIMEOUT => FetchResult::Overloaded,
+        CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE => FetchResult::Cancelled,
+        _ => FetchResult::Invalid,
+    }
 }
 
 pub const QUEUE_FULL: Failure =

@@ -119,11 +119,8 @@ pub const STRAY_304: Failure = Failure {
     label: "upstream_stray_304",
     detail: "the upstream answered 304 to a request that it does not fit",
 };
-pub const CUT: Failure = Failure {
-    status: 502,
-    label: "upstream_cut",
-    detail: "the upstream's response ended before it was complete",
-};
+pub const CUT: Failure =
+    Failure { status: 502, label: "upstream_cut", detail: "the upstream's response ended before it was complete" };
 
 fn fail(guard: &mut LeaseGuard, flight: Option<&Flight>, failure: Failure, stale: Option<Arc<Object>>) {
     guard.end(FetchOutcome::Failed(failure));

@@ -4,15 +4,17 @@ use super::core::Shard;
 use super::downstream;
 use super::stream::Connected;
 use crate::config::Addr;
-use futures_guard::catch;
 use monoio::net::{TcpListener, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 /// Accepts in flight for each listener of a shard, so that a burst of connections is taken with one entry into the kernel.
@@ -67,7 +69,8 @@ fn tcp_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if addr.is_ipv6() {
-        socket.set_only_v6(false)?;
+        // So that [::] and 0.0.0.0 can be listened on side by side.
+        socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(addr))?;
@@ -154,23 +157,16 @@ fn admit(shard: &Rc<Shard>, connected: Connected) {
     }
 }
 
-mod futures_guard {
-    //! A panic in one connection must hurt only that connection.
-
-    use std::future::{Future, poll_fn};
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::task::Poll;
-
-    /// Polls `future` and ends it when it panics. Its own drop code closes what it held.
-    pub async fn catch(future: impl Future<Output = ()>) {
-        let mut future = std::pin::pin!(future);
-        poll_fn(|cx| {
-            // What a task shares with others is in cells whose borrows end with the unwinding.
-            catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))).unwrap_or_else(|_| {
-                tracing::error!("a connection's task panicked; the connection is closed");
-                Poll::Ready(())
-            })
+/// Polls `future` and ends it when it panics, so that a panic in one connection hurts only that connection. Its own drop code
+/// closes what it held.
+pub async fn catch(future: impl Future<Output = ()>) {
+    let mut future = std::pin::pin!(future);
+    poll_fn(|cx| {
+        // What a task shares with others is in cells whose borrows end with the unwinding.
+        catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))).unwrap_or_else(|_| {
+            tracing::error!("a connection's task panicked; the connection is closed");
+            Poll::Ready(())
         })
-        .await;
-    }
+    })
+    .await;
 }

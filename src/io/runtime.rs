@@ -24,7 +24,8 @@ pub struct Start {
     pub count: usize,
     pub cpu: Option<usize>,
     pub common: Arc<Common>,
-    pub state: State,
+    /// Makes the state, which must not leave the shard's thread.
+    pub state: Box<dyn FnOnce() -> State + Send>,
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub bound: Vec<Bound>,
@@ -40,10 +41,14 @@ enum Loop {
 fn build_loop() -> io::Result<Loop> {
     let mut tuned = io_uring::IoUring::builder();
     tuned.setup_single_issuer().setup_coop_taskrun();
-    let ladder = [(tuned, "io_uring (single issuer, coop taskrun)"), (io_uring::IoUring::builder(), "io_uring (plain)")];
+    let ladder =
+        [(tuned, "io_uring (single issuer, coop taskrun)"), (io_uring::IoUring::builder(), "io_uring (plain)")];
     for (builder, name) in ladder {
-        let runtime =
-            RuntimeBuilder::<IoUringDriver>::new().uring_builder(builder).with_entries(RING_ENTRIES).enable_timer().build();
+        let runtime = RuntimeBuilder::<IoUringDriver>::new()
+            .uring_builder(builder)
+            .with_entries(RING_ENTRIES)
+            .enable_timer()
+            .build();
         if let Ok(runtime) = runtime {
             return Ok(Loop::Uring(runtime, name));
         }
@@ -89,7 +94,7 @@ pub fn run(start: Start) -> io::Result<()> {
 
 async fn drive(start: Start) -> io::Result<()> {
     let Start { id, count, common, state, mut inbox, outbox, bound, .. } = start;
-    let shard = Rc::new(Shard::new(id, count, common, state, outbox));
+    let shard = Rc::new(Shard::new(id, count, common, state(), outbox));
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
@@ -157,4 +162,3 @@ fn sweep_pools(shard: &Shard, now_mono_ms: u64) {
         pool.sweep(upstream.idle_timeout.as_millis() as u64, now_mono_ms);
     }
 }
-

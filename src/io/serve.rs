@@ -72,23 +72,25 @@ pub fn stored(
             out.extend_from_slice(b"Content-Length: 0\r\n");
             finish(out, object, method, 0..0, told, now_mono_ms)
         }
-        Conditional::Full => match if method == Method::Get { range::select(request, object) } else { RangeSelection::Full } {
-            RangeSelection::Full => {
-                out.extend_from_slice(&object.head);
-                finish(out, object, method, body, told, now_mono_ms)
+        Conditional::Full => {
+            match if method == Method::Get { range::select(request, object) } else { RangeSelection::Full } {
+                RangeSelection::Full => {
+                    out.extend_from_slice(&object.head);
+                    finish(out, object, method, body, told, now_mono_ms)
+                }
+                RangeSelection::Single { start, end } => {
+                    partial_head(out, object, start..end);
+                    finish(out, object, method, start..end, told, now_mono_ms)
+                }
+                RangeSelection::Unsatisfiable => {
+                    bare_head(out, object, 416);
+                    out.extend_from_slice(b"Content-Range: bytes */");
+                    encode::append_u64(out, object.body.len() as u64);
+                    out.extend_from_slice(b"\r\nContent-Length: 0\r\n");
+                    finish(out, object, method, 0..0, told, now_mono_ms)
+                }
             }
-            RangeSelection::Single { start, end } => {
-                partial_head(out, object, start..end);
-                finish(out, object, method, start..end, told, now_mono_ms)
-            }
-            RangeSelection::Unsatisfiable => {
-                bare_head(out, object, 416);
-                out.extend_from_slice(b"Content-Range: bytes */");
-                encode::append_u64(out, object.body.len() as u64);
-                out.extend_from_slice(b"\r\nContent-Length: 0\r\n");
-                finish(out, object, method, 0..0, told, now_mono_ms)
-            }
-        },
+        }
     }
 }
 

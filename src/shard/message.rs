@@ -33,11 +33,8 @@ pub struct Failure {
 }
 
 /// The fetch went down with its task; the lease passes on to the next who waits.
-pub const ABANDONED: Failure = Failure {
-    status: 502,
-    label: "fetch_abandoned",
-    detail: "the fetch that this request waited for was given up",
-};
+pub const ABANDONED: Failure =
+    Failure { status: 502, label: "fetch_abandoned", detail: "the fetch that this request waited for was given up" };
 
 /// How a fetch under a lease ended.
 #[derive(Debug, Clone)]
@@ -79,6 +76,8 @@ pub enum Message {
     Invalidate { hash: u64, key: Box<[u8]> },
     /// To the owner: so many hits were served from a replica since last told.
     Hits { hash: u64, key: Box<[u8]>, count: u32 },
+    /// To the owner: somebody said that this will be asked for.
+    Warm { query: Arc<Query> },
     /// To the home of an upstream: a slot, please.
     SlotAsk { upstream: u16, route: u16, kind: FetchKind, asker: Asker },
     /// To the home of an upstream: I no longer wait. Answered with `QueueFull`, unless the slot was granted before.
@@ -90,8 +89,19 @@ pub enum Message {
 /// What the world is asked to do.
 #[derive(Debug)]
 pub enum Action {
-    Send { to: usize, message: Message },
-    Reply { token: Token, reply: Reply },
+    Send {
+        to: usize,
+        message: Message,
+    },
+    Reply {
+        token: Token,
+        reply: Reply,
+    },
     /// Start a fetch that no client waits for.
-    Fetch { query: Arc<Query>, kind: FetchKind, lease: LeaseId, stale: Option<Arc<Object>> },
+    Fetch {
+        query: Arc<Query>,
+        kind: FetchKind,
+        lease: LeaseId,
+        stale: Option<Arc<Object>>,
+    },
 }

@@ -76,18 +76,8 @@ impl Query {
         let credentials = per_credential.then(|| head.view(&buf));
         key::write(&mut bytes, &head.host, head.target.of(&buf), credentials);
         let hash = key::hash(hasher, &bytes);
-        let directives = RequestDirectives::parse(head.view(&buf));
-        Self {
-            key: bytes.into_boxed_slice(),
-            hash,
-            buf,
-            head,
-            route,
-            directives,
-            per_credential,
-            peer,
-            trusted,
-        }
+        let directives = RequestDirectives::of(head.view(&buf));
+        Self { key: bytes.into_boxed_slice(), hash, buf, head, route, directives, per_credential, peer, trusted }
     }
 }
 

@@ -30,20 +30,10 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// `max`: `None` is unlimited. `background_share` is of `max`, at least one slot, since nothing could be warmed with none;
-    /// without a limit, `unlimited_background_max` holds.
+    /// `max`: `None` is unlimited. `background_max` is at least one, since nothing could be warmed with none.
     #[must_use]
-    pub fn new(
-        max: Option<u32>,
-        background_share: f64,
-        unlimited_background_max: u32,
-        queue_max: usize,
-        route_max: HashMap<u16, u32>,
-    ) -> Self {
-        let background_max = match max {
-            Some(max) => ((f64::from(max) * background_share) as u32).clamp(1, max.max(1)),
-            None => unlimited_background_max,
-        };
+    pub fn new(max: Option<u32>, background_max: u32, queue_max: usize, route_max: HashMap<u16, u32>) -> Self {
+        assert!(background_max > 0, "the background needs a slot");
         Self {
             max: max.unwrap_or(u32::MAX),
             background_max,
@@ -113,9 +103,7 @@ impl Slots {
     fn fits(&self, route: u16, kind: FetchKind) -> bool {
         let route_full =
             self.route_max.get(&route).is_some_and(|max| self.route_in_use.get(&route).copied().unwrap_or(0) >= *max);
-        self.in_use < self.max
-            && !route_full
-            && (!kind.is_background() || self.background_in_use < self.background_max)
+        self.in_use < self.max && !route_full && (!kind.is_background() || self.background_in_use < self.background_max)
     }
 
     fn somebody_before(&self, kind: FetchKind) -> bool {
@@ -155,13 +143,13 @@ mod tests {
         Asker { shard: 0, token: Token { slot, generation: 0 } }
     }
 
-    fn slots(max: Option<u32>, share: f64) -> Slots {
-        Slots::new(max, share, 8, 16, HashMap::new())
+    fn slots(max: Option<u32>, background_max: u32) -> Slots {
+        Slots::new(max, background_max, 16, HashMap::new())
     }
 
     #[test]
     fn background_never_takes_more_than_its_share() {
-        let mut slots = slots(Some(4), 0.5);
+        let mut slots = slots(Some(4), 2);
         let claims: Vec<_> = (0..4).map(|i| slots.claim(asker(i), 0, Warm)).collect();
         assert_eq!(claims, [SlotClaim::Granted, SlotClaim::Granted, SlotClaim::Queued, SlotClaim::Queued]);
         assert_eq!(slots.claim(asker(9), 0, Foreground), SlotClaim::Granted, "the rest is the foreground's");
@@ -171,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_order_is_foreground_revalidate_refresh_warm() {
-        let mut slots = slots(Some(1), 1.0);
+        let mut slots = slots(Some(1), 1);
         assert_eq!(slots.claim(asker(0), 0, Foreground), SlotClaim::Granted);
         for (slot, kind) in [(1, Warm), (2, Refresh), (3, Revalidate), (4, Foreground)] {
             assert_eq!(slots.claim(asker(slot), 0, kind), SlotClaim::Queued);
@@ -187,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_route_at_its_limit_is_passed_over() {
-        let mut slots = Slots::new(Some(4), 0.5, 8, 16, HashMap::from([(7, 1)]));
+        let mut slots = Slots::new(Some(4), 2, 16, HashMap::from([(7, 1)]));
         assert_eq!(slots.claim(asker(0), 7, Foreground), SlotClaim::Granted);
         assert_eq!(slots.claim(asker(1), 7, Foreground), SlotClaim::Queued);
         assert_eq!(slots.claim(asker(2), 0, Foreground), SlotClaim::Granted, "another route goes past");
@@ -196,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_so_and_who_left_is_not_served() {
-        let mut slots = Slots::new(Some(1), 0.5, 8, 1, HashMap::new());
+        let mut slots = Slots::new(Some(1), 1, 1, HashMap::new());
         assert_eq!(slots.claim(asker(0), 0, Foreground), SlotClaim::Granted);
         assert_eq!(slots.claim(asker(1), 0, Foreground), SlotClaim::Queued);
         assert_eq!(slots.claim(asker(2), 0, Foreground), SlotClaim::Full);
@@ -207,6 +195,6 @@ mod tests {
 
     #[test]
     fn one_slot_still_lets_the_background_work() {
-        assert_eq!(slots(Some(1), 0.5).claim(asker(0), 0, Warm), SlotClaim::Granted);
+        assert_eq!(slots(Some(1), 1).claim(asker(0), 0, Warm), SlotClaim::Granted);
     }
 }

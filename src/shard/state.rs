@@ -207,6 +207,7 @@ impl State {
             }
             Message::Invalidate { hash, key } => self.on_invalidate(hash, &key, now),
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
+            Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {
                 self.on_slot_message(message);
             }
@@ -334,7 +335,10 @@ impl State {
         let deadline = now.mono_ms + self.lease_ms_max();
         if let Some((asker, query, lease)) = self.leases.pass_on(lease, deadline) {
             let stale = self.partition.get(query.hash, &query.key, query.view());
-            self.answer(asker, Reply::Fetch { hash: query.hash, lease, stale: stale.map(|stored| Arc::clone(&stored)) });
+            self.answer(
+                asker,
+                Reply::Fetch { hash: query.hash, lease, stale: stale.map(|stored| Arc::clone(&stored)) },
+            );
         }
     }
 
@@ -357,8 +361,9 @@ impl State {
     fn store(&mut self, object: &Arc<Object>, now: Now) {
         let inserted = self.partition.insert(Rc::new(Arc::clone(object)));
         self.counts.evicted += inserted.evicted.len() as u64;
-        for (hash, key, _) in inserted.evicted {
-            self.broadcast_drop(hash, &key);
+        self.counts.replaced += u64::from(inserted.replaced);
+        for gone in inserted.evicted {
+            self.broadcast_drop(gone.hash, &gone.key);
         }
         self.broadcast_drop(object.hash, &object.key);
         self.schedule_refresh(object, now);
@@ -406,19 +411,25 @@ impl State {
                 self.partition.purge_tag(tag)
             }
             _ => {
-                self.replicas.purge_where(|key| selector.matches_key(key));
+                self.replicas.retain(|object| !selector.matches_key(&object.key));
                 self.leases.taint(|key| selector.matches_key(key));
                 self.warm.make_due(|key| selector.matches_key(key), now.mono_ms);
-                self.partition.purge_where(|key| selector.matches_key(key))
+                self.partition.retain(|object| !selector.matches_key(&object.key))
             }
         };
         self.counts.purged += gone as u64;
         gone as u64
     }
 
-    /// Fetches one key because somebody said it will be asked for; false when it is not ours or is being fetched.
-    pub fn warm_once(&mut self, query: &Arc<Query>, now: Now) -> bool {
-        owner_of(query.hash, self.shards) == self.me && self.background(query, FetchKind::Warm, None, now).is_some()
+    /// Has one key fetched because somebody said it will be asked for, unless it is being fetched.
+    pub fn warm_once(&mut self, query: Arc<Query>, now: Now) {
+        let owner = owner_of(query.hash, self.shards);
+        if owner == self.me {
+            let stale = self.partition.get(query.hash, &query.key, query.view());
+            self.background(&query, FetchKind::Warm, stale.map(|stored| Arc::clone(&stored)), now);
+        } else {
+            self.send(owner, Message::Warm { query });
+        }
     }
 
     /// Everything that has come due. To be called every few tens of milliseconds.
@@ -468,7 +479,7 @@ impl State {
             share if share > 0.0 => share,
             _ => 0.8,
         };
-        if freshness::judge(&object.validity, &Default::default(), now.mono_ms).is_fresh() {
+        if freshness::age_secs(&object.validity, now.mono_ms) < object.validity.lifetime_secs {
             object.validity.received_mono_ms + self.refresh_in_ms(object, share)
         } else {
             now.mono_ms
@@ -491,7 +502,7 @@ impl State {
     fn tick_refresh(&mut self, now: Now) {
         while let Some(generation) = self.refresh.pop_due(now.mono_ms) {
             let Some(object) = self.refreshable.remove(&generation).and_then(|weak| weak.upgrade()) else { continue };
-            if self.partition.hits(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
+            if self.partition.popular(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
                 continue;
             }
             let Ok((buf, head)) = Query::reparse(object.request.clone()) else { continue };
@@ -553,7 +564,7 @@ impl State {
 
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {
-        self.partition.bytes() + self.replicas.overhead_bytes()
+        self.partition.bytes()
     }
 
     #[must_use]

@@ -1,0 +1,272 @@
+//! Wiring: from a checked configuration to running shards and a control thread.
+
+use crate::base::limits;
+use crate::config::{Addr, Authorization, Config, WarmList};
+use crate::control::link::{Acks, Command, ShardShared, Shards};
+use crate::control::listener::Listener;
+use crate::control::recorder::Recorder;
+use crate::control::{Control, Ended};
+use crate::io::core::Common;
+use crate::io::listener;
+use crate::io::mailbox::{self, ControlLane};
+use crate::io::pool::Server;
+use crate::io::runtime::{self, Start};
+use crate::route::table::Table;
+use crate::shard::query::{Query, owner_of};
+use crate::shard::slots::Slots;
+use crate::shard::state::{RoutePolicy, State, home_of};
+use crate::shard::warm::{self, Warm};
+use std::collections::HashMap;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+/// Why the gateway cannot start; one line each.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("cannot listen on {addr}: {error}")]
+    Listen { addr: Addr, error: std::io::Error },
+    #[error("cannot resolve upstream {upstream:?} server {server}: {error}")]
+    Resolve { upstream: String, server: Addr, error: std::io::Error },
+    #[error("warm list {list:?}: {target}: {reason}")]
+    Warm { list: String, target: String, reason: &'static str },
+    #[error(
+        "the system allows {allowed} open files, and at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE)"
+    )]
+    Descriptors { allowed: u64, needed: u64 },
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// The control thread's way to the shards.
+struct Lanes {
+    lanes: Vec<ControlLane>,
+    shared: Arc<[ShardShared]>,
+}
+
+impl Shards for Lanes {
+    fn send(&self, shard: usize, command: Command) -> bool {
+        self.lanes[shard].send(command)
+    }
+
+    fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn shared(&self) -> &[ShardShared] {
+        &self.shared
+    }
+}
+
+/// Runs the gateway on this thread and one more for each shard, until it has drained.
+///
+/// # Errors
+/// What the system refused, before anything is served.
+pub fn serve(config: Config) -> Result<Ended, BootError> {
+    let config = Arc::new(config);
+    let shards = config.server.shards.len();
+    let recorder = Recorder::new();
+    // Fails only when another recorder is installed, which then keeps the metrics.
+    let _ = metrics::set_global_recorder(recorder.clone());
+    let connections_max = connections_max(&config, shards)?;
+    let servers = resolve(&config)?;
+    let admin =
+        Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
+    let bound =
+        listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
+    let shared: Arc<[ShardShared]> = (0..shards).map(|_| ShardShared::new(config.warm.len())).collect();
+    let acks = Arc::new(Acks::new(shards)?);
+    let common = Arc::new(Common {
+        table: Table::new(&config.routes),
+        hasher: ahash::RandomState::new(),
+        shared: Arc::clone(&shared),
+        acks: Arc::clone(&acks),
+        servers,
+        connections_max,
+        config: Arc::clone(&config),
+    });
+    let states = states(&common, shards)?;
+    let (mailboxes, lanes) = mailbox::build(shards)?;
+    for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
+        let start = Start {
+            id,
+            count: shards,
+            cpu: config.server.shards[id],
+            common: Arc::clone(&common),
+            state,
+            inbox,
+            outbox,
+            bound,
+        };
+        spawn(start)?;
+    }
+    let control = Control {
+        listener: admin,
+        shards: Arc::new(Lanes { lanes, shared }),
+        acks,
+        recorder,
+        config,
+        on_drain: Box::new(|| tracing::info!("draining")),
+        signals: true,
+    };
+    Ok(control.run()?)
+}
+
+fn spawn(start: Start) -> std::io::Result<()> {
+    let common = Arc::clone(&start.common);
+    let id = start.id;
+    thread::Builder::new().name(format!("shard-{id}")).spawn(move || {
+        let ended = EndedGuard { common, id };
+        if let Err(error) = runtime::run(start) {
+            tracing::error!(shard = id, %error, "shard cannot run");
+        }
+        drop(ended);
+    })?;
+    Ok(())
+}
+
+/// Says that a shard has ended, also when it panicked.
+struct EndedGuard {
+    common: Arc<Common>,
+    id: usize,
+}
+
+impl Drop for EndedGuard {
+    fn drop(&mut self) {
+        self.common.shared[self.id].ended.store(true, Ordering::Release);
+    }
+}
+
+/// Descriptors that are not clients': rings, listeners, doorbells, the admin's, files.
+const DESCRIPTORS_BASE: u64 = 64;
+/// Of what is left, clients get three parts and upstream connections one.
+const CLIENT_PARTS: (u64, u64) = (3, 4);
+
+/// How many clients one shard may have, the open-file limit being raised as far as it goes.
+fn connections_max(config: &Config, shards: usize) -> Result<usize, BootError> {
+    let allowed = raise_descriptors();
+    let base = DESCRIPTORS_BASE + 32 * shards as u64;
+    let room = allowed.saturating_sub(base) * CLIENT_PARTS.0 / CLIENT_PARTS.1;
+    if room < 16 {
+        return Err(BootError::Descriptors { allowed, needed: base + 32 });
+    }
+    if room < config.server.max_connections as u64 {
+        tracing::warn!(allowed, max_connections = room, "the open-file limit allows fewer connections than configured");
+    }
+    Ok((config.server.max_connections).min(room as usize).div_ceil(shards))
+}
+
+fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write the one rlimit given, during the call.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+    }
+    limit.rlim_cur
+}
+
+fn resolve(config: &Config) -> Result<Vec<Vec<Server>>, BootError> {
+    let one = |upstream: &str, server: &Addr| -> Result<Vec<Server>, BootError> {
+        match server {
+            Addr::Tcp(addr) => Ok(vec![Server::Tcp(*addr)]),
+            Addr::Unix(path) => Ok(vec![Server::Unix(path.clone())]),
+            Addr::Name(host, port) => {
+                let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| BootError::Resolve {
+                    upstream: upstream.to_owned(),
+                    server: server.clone(),
+                    error,
+                })?;
+                Ok(found.map(Server::Tcp).collect())
+            }
+        }
+    };
+    config
+        .upstreams
+        .iter()
+        .map(|upstream| {
+            let servers: Result<Vec<_>, _> =
+                upstream.servers.iter().map(|server| one(&upstream.name, server)).collect();
+            Ok(servers?.concat())
+        })
+        .collect()
+}
+
+type MakeState = Box<dyn FnOnce() -> State + Send>;
+
+fn states(common: &Common, shards: usize) -> Result<Vec<MakeState>, BootError> {
+    let config = &common.config;
+    let routes: Arc<[RoutePolicy]> = (0..config.routes.len()).map(|route| policy(common, route)).collect();
+    let entries = warm_entries(common, shards)?;
+    let background: Vec<u32> = config.upstreams.iter().map(background_max).collect();
+    let memory = config.cache.memory / shards as u64;
+    let now = crate::io::clock::now().mono_ms;
+    let states = entries.into_iter().enumerate().map(|(me, entries)| {
+        let warm = Warm::new(entries, background.clone(), now);
+        let seed = common.hasher.hash_one(me);
+        let slots = slots(config, me, shards);
+        let routes = Arc::clone(&routes);
+        let make: MakeState = Box::new(move || State::new(me, shards, routes, memory, slots, warm, seed));
+        make
+    });
+    Ok(states.collect())
+}
+
+fn policy(common: &Common, route: usize) -> RoutePolicy {
+    let config = &common.config.routes[route];
+    RoutePolicy {
+        upstream: config.upstream as u16,
+        refresh_ahead: config.cache.as_ref().map_or(0.0, |cache| cache.refresh_ahead),
+        lease_ms: common.lease_ms(route as u16),
+    }
+}
+
+fn background_max(upstream: &crate::config::Upstream) -> u32 {
+    match upstream.max_concurrency {
+        Some(max) => ((f64::from(max) * upstream.background_share) as u32).clamp(1, max.max(1)),
+        None => limits::UNLIMITED_BACKGROUND_MAX,
+    }
+}
+
+/// The slots of the upstreams whose home is shard `me`.
+fn slots(config: &Config, me: usize, shards: usize) -> HashMap<u16, Slots> {
+    let upstreams = config.upstreams.iter().enumerate();
+    upstreams
+        .filter(|(at, _)| home_of(*at as u16, shards) == me)
+        .map(|(at, upstream)| {
+            let routes = config.routes.iter().enumerate().filter(|(_, route)| route.upstream == at);
+            let route_max = routes.filter_map(|(id, route)| Some((id as u16, route.max_concurrency?))).collect();
+            let queue_max = upstream.max_queue as usize;
+            (at as u16, Slots::new(upstream.max_concurrency, background_max(upstream), queue_max, route_max))
+        })
+        .collect()
+}
+
+/// The warm entries of each shard.
+fn warm_entries(common: &Common, shards: usize) -> Result<Vec<Vec<warm::Entry>>, BootError> {
+    let mut entries: Vec<Vec<warm::Entry>> = (0..shards).map(|_| Vec::new()).collect();
+    for (at, list) in common.config.warm.iter().enumerate() {
+        for target in &list.targets {
+            let query = warm_query(common, list, target).map_err(|reason| BootError::Warm {
+                list: list.name.clone(),
+                target: target.clone(),
+                reason,
+            })?;
+            let upstream = common.config.routes[query.route as usize].upstream as u16;
+            entries[owner_of(query.hash, shards)].push(warm::Entry::new(Arc::new(query), at, upstream));
+        }
+    }
+    Ok(entries)
+}
+
+fn warm_query(common: &Common, list: &WarmList, target: &str) -> Result<Query, &'static str> {
+    let headers = list.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let (buf, head) = Query::synthetic(&list.host, target, &list.scheme, headers)?;
+    let route = common.table.find(&head.host, head.target.of(&buf)).ok_or("no route matches")?;
+    let cache = common.config.routes[route as usize].cache.as_ref().ok_or("its route does not cache")?;
+    let per_credential = cache.authorization == Authorization::PerCredential;
+    Ok(Query::new(&common.hasher, buf, head, route, per_credential, None, true))
+}
