@@ -391,8 +391,9 @@ class Gateway:
         try:
             self._wait("/readyz" if self.wait_ready else "/healthz")
         except BaseException:
-            sys.stderr.write(self.log)
             self._end()
+            sys.stderr.write(self.log)
+            shutil.rmtree(self.dir, ignore_errors=True)
             raise
         return self
 
