@@ -1,2 +1,86 @@
-//! The program: see `lib.rs`.
-fn main() {}
+//! The program: says what was asked for and how it ended. Exit codes: 0 fine, 1 the configuration or arguments are wrong, 2 the
+//! system refused.
+
+use pilotlight::boot;
+use pilotlight::cli::{self, Command, EXIT_REFUSED, EXIT_USAGE, ask};
+use pilotlight::config::{self, Config, Overrides};
+use pilotlight::demo;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        Command::Demo => run_demo(),
+        Command::Serve(args) => match args.load() {
+            Ok(config) => serve(config),
+            Err(error) => refuse(&error, EXIT_USAGE),
+        },
+        Command::Check(args) => match cli::check(&args.config) {
+            Ok(text) => tell(&text),
+            Err(error) => refuse(&error, EXIT_USAGE),
+        },
+        Command::Purge(args) => asked(ask::purge(&args)),
+        Command::Warm(args) => asked(ask::warm(&args)),
+        Command::Status(args) => asked(ask::status(&args)),
+    }
+}
+
+fn refuse(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(code)
+}
+
+fn tell(text: &str) -> ExitCode {
+    println!("{}", text.trim_end());
+    ExitCode::SUCCESS
+}
+
+fn asked(answer: Result<String, ask::AskError>) -> ExitCode {
+    match answer {
+        Ok(text) => tell(&text),
+        Err(error) => refuse(&error, error.exit_code()),
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PILOTLIGHT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colours = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+}
+
+fn serve(config: Config) -> ExitCode {
+    start_log();
+    match boot::serve(config) {
+        Ok(ended) => {
+            tracing::info!(?ended, "ended");
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error, EXIT_REFUSED),
+    }
+}
+
+/// A slow origin, the gateway in front of it, and somebody who looks at both.
+fn run_demo() -> ExitCode {
+    let origin = match demo::start(([127, 0, 0, 1], 0).into()) {
+        Ok(origin) => origin,
+        Err(error) => return refuse(&format_args!("cannot start the demo's origin: {error}"), EXIT_REFUSED),
+    };
+    let config = match config::load::parse("demo", &demo::config_toml(origin.addr()), &Overrides::default()) {
+        Ok(config) => config,
+        Err(error) => return refuse(&error, EXIT_USAGE),
+    };
+    print!("{}", demo::what_to_try());
+    let stop = Arc::new(AtomicBool::new(false));
+    let watching = demo::watch(&config, origin.addr(), Arc::clone(&stop));
+    let code = serve(config);
+    stop.store(true, Ordering::Relaxed);
+    if let Ok(watching) = watching {
+        let _ = watching.join();
+    }
+    code
+}

@@ -140,6 +140,27 @@ impl Partition {
         self.find(hash, key).map_or(0, |at| self.nodes[at].hits)
     }
 
+    /// Hits that were served elsewhere, from replicas.
+    pub fn add_hits(&mut self, hash: u64, key: &[u8], count: u32) {
+        if let Some(at) = self.find(hash, key) {
+            let node = &mut self.nodes[at];
+            node.hits = node.hits.saturating_add(count);
+            node.visited = true;
+        }
+    }
+
+    /// How often the key was served since this was last asked.
+    pub fn take_popular(&mut self, hash: u64, key: &[u8]) -> u32 {
+        self.find(hash, key).map_or(0, |at| std::mem::take(&mut self.nodes[at].hits))
+    }
+
+    /// Tells of every key that was served since the last time, and how often.
+    pub fn take_hits(&mut self, mut tell: impl FnMut(u64, &[u8], u32)) {
+        for (_, node) in self.nodes.iter_mut().filter(|(_, node)| node.hits > 0) {
+            tell(node.hash, &node.key, std::mem::take(&mut node.hits));
+        }
+    }
+
     /// Stores a response in the place of the one it supersedes, and makes room for it.
     pub fn insert(&mut self, object: Stored) -> Inserted {
         let mut done = Inserted::default();

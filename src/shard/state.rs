@@ -502,7 +502,7 @@ impl State {
     fn tick_refresh(&mut self, now: Now) {
         while let Some(generation) = self.refresh.pop_due(now.mono_ms) {
             let Some(object) = self.refreshable.remove(&generation).and_then(|weak| weak.upgrade()) else { continue };
-            if self.partition.popular(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
+            if self.partition.take_popular(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
                 continue;
             }
             let Ok((buf, head)) = Query::reparse(object.request.clone()) else { continue };
