@@ -1,4 +1,152 @@
-//! pilotlight: a caching API gateway.
+//! pilotlight: a caching API gateway for Linux that keeps heavy endpoints lit.
+//!
+//! It stands between a web server (Caddy) and an application whose answers are slow to make and good for a while. It answers from
+//! memory what it may, asks the application once however many clients want the same, fetches what will be asked for before
+//! anybody asks, and goes on answering when the application does not.
+//!
+//! This page is the map: which thread does what, which module may know which, who owns what, and why. Where it and the code
+//! disagree, one of them is wrong.
+//!
+//! # Threads
+//!
+//! ```text
+//!   clients ═══╦═════════════════╦═════════════════╗          operators, Prometheus
+//!              ║ SO_REUSEPORT    ║                 ║                    ║
+//!         ┌────╨────┐       ┌────╨────┐       ┌────╨────┐          ┌────╨────┐
+//!         │ shard 0 │◀─────▶│ shard 1 │◀─────▶│ shard 2 │◀─────────│ control │
+//!         │ core 2  │ rings │ core 3  │       │ core 4  │ commands │ no core │
+//!         └────╥────┘       └────╥────┘       └────╥────┘          └────▲────┘
+//!              ║                 ║                 ║                    │ relaxed loads
+//!              ╚══ upstreams ════╩═════════════════╝       counters, heartbeats, warm lists
+//! ```
+//!
+//! A **shard** is one thread pinned to one core, with an event loop, a listening socket of its own, the connections that the kernel
+//! gave to that socket, a part of the cache, and its own connections to upstreams. All its tasks run on that thread, so its
+//! state is in `Cell`s and `RefCell`s.
+//!
+//! Shards talk in messages through rings, one for each direction of each pair, each with one writer and one reader. What finds a
+//! ring full waits in the sender's own queue, in order, and is tried again with the next message or tick; its length is bounded by
+//! what the sender's connections can have asked for. A shard that is about to sleep says so, looks once more, and only then sleeps; a
+//! sender rings the doorbell only of a sleeper ([`io::mailbox`]).
+//!
+//! The **control thread** takes signals, serves the admin address, renders metrics and watches heartbeats ([`control`]). It reads
+//! what shards publish and never needs one of them to be well: `/metrics`, `/healthz` and `/status` answer while every shard
+//! stands still. It is the main thread, on an ordinary runtime (tokio, hyper), pinned nowhere.
+//!
+//! # Layers
+//!
+//! ```text
+//!   main  cli  demo  boot                      put the rest together
+//!  ────────────────────────────────────────
+//!   io ─────────▶ control::link                sockets, buffers, the clock, monoio
+//!   │             control                      admin HTTP, recorder, watchdog
+//!   │  telemetry                               handles of the metrics facade
+//!  ─▼──────────────────────────────────────    below: no I/O, no clock, no async
+//!   shard                                      who may fetch, who waits, what is due
+//!   cache   route                              RFC 9111 and storage; paths to routes
+//!   http    config                             the wire; checked values
+//!   base                                       time, outcomes, limits
+//! ```
+//!
+//! Arrows point down; `cache` and `route` do not see each other; `control` and `io` meet in [`control::link`] alone. `config` is on
+//! the lower side because what others take from it are plain values. `tests/layers.rs` reads the source and fails when an arrow
+//! turns.
+//!
+//! Below the line time is an argument ([`base::time::Now`]) and what should happen in the world is returned as values
+//! ([`shard::message::Action`]). So leases, queues and eviction can be driven by a test with any number of shards and a clock of its
+//! own, and the runtime could be replaced within one folder.
+//!
+//! # Who owns a key
+//!
+//! The hash of a key (host, target, and the credentials where a route keeps an entry for each) names its owner
+//! ([`shard::query::owner_of`]). Only the owner stores it for good and only the owner says who fetches it.
+//!
+//! - **Hit.** On the owner: out of its partition. On another shard: out of its *replicas*, a smaller cache of pointers to the same
+//!   immutable objects, filled with what the owner sent for this shard's own clients. Either way the connection is answered without
+//!   leaving its core, and the body exists once.
+//! - **Lease.** A request that finds nothing is put to the owner. The first to ask gets the *lease* and fetches on the shard it came
+//!   in on; the answer is streamed to its client as it arrives and collected for the cache besides. The fetch is a task of its
+//!   own: when the client leaves it goes on.
+//! - **Waiters.** Whoever asks meanwhile waits at the owner, whatever shard it sits on. All are answered at once when the lease ends:
+//!   with the object; with the failure, and a stale object where one may stand in; or with "fetch for yourself". A variant that does
+//!   not suit a waiter makes it ask again, and then each variant has a lease of its own.
+//! - **A holder that vanishes.** A fetch that is dropped says so, and one that overstays (the sum of all time-outs it may run into,
+//!   [`io::core::Common::lease_ms`]) is passed over. The first who waits becomes the holder.
+//! - **Uncacheable marker.** An answer that may not be shared ends the lease and leaves a marker for two seconds. As long as it
+//!   stands, requests for the key go upstream side by side: nobody queues behind an answer that will be no use to them.
+//! - **Purge.** Every shard drops what the selector matches, entries and replicas, and *taints* the leases of those keys: their
+//!   results may still serve who waited, and are not stored, and who asks from then on starts a new fetch. Purges are numbered; a shard
+//!   answers with the number of the last purge it has seen, and the asker keeps a replica only if it has seen no later one. The
+//!   operator is answered when every shard has confirmed. A purge by tag taints all leases: what is under way may turn out to
+//!   carry the tag.
+//!
+//! # Slots
+//!
+//! `max_concurrency` bounds an upstream for the whole gateway, so it cannot be counted by each shard alone. Every limited upstream
+//! has a *home* shard ([`shard::state::home_of`]) that keeps its slots and its queue ([`shard::slots`]). Other shards ask
+//! for a slot and give it back by message: one trip through a ring, beside a request that takes milliseconds at least. Clients
+//! come before refreshing, refreshing before warming, and all background work together never holds more than
+//! `background_share` of the slots. Requests to an upstream without a limit ask nobody, except for background work.
+//!
+//! # Warm lists and refreshing
+//!
+//! The owner of a key also looks after it when it stands on a warm list ([`shard::warm`]): it is fetched at the start, again when a
+//! share of its lifetime has passed (jittered to the early side), and after a back-off when the upstream fails. `/readyz` says no until
+//! every entry was fetched once; an answer that may not be stored counts as fetched, or the gateway would never be ready.
+//! Entries on no list are refreshed ahead of their end when they were hit at least twice since they were stored; hits on replicas are
+//! reported to the owner once a second. What is not popular expires, and `stale_while_revalidate` covers its next reader.
+//!
+//! # Paths, and what each costs
+//!
+//! | path | what it does | where |
+//! |---|---|---|
+//! | hit | read, tokenise, route, hash, probe, one comparison of ages, append the stored head and `Age`, `Cache-Status`; bodies up to 32 KiB are copied behind it, larger ones written from where they lie | [`io::downstream`], [`io::serve`] |
+//! | pipelined hits | the same in a loop without an await, one write for all that fit in 64 KiB | [`io::downstream`] |
+//! | miss | a query is allocated and put to the owner; lease, slot, connection; streamed and collected | [`io::fetch`], [`io::exchange`] |
+//! | pass | slot, connection, both bodies streamed in pieces with back-pressure, never collected | [`io::pass`] |
+//! | tunnel | after a 101 bytes both ways, with a deadline on silence | [`io::tunnel`] |
+//! | idle | an entry in the deadlines and 2 KiB of buffer | [`io::downstream`] |
+//!
+//! A hit allocates nothing, takes no lock and does no atomic read-modify-write: objects are behind an `Rc` of the shard (around the
+//! `Arc` they travel in), counters have one writer, buffers come from a pool of the shard.
+//!
+//! # Deadlines without timers
+//!
+//! Every wait for bytes has a deadline, and most are moved with every piece of data, so a timer for each would be made and
+//! cancelled all the time. Instead each connection has an entry in a table ([`io::deadlines`]): arming it is two stores. Every 50 ms a
+//! task looks through the table and calls `shutdown(2)` on what is overdue. The operation that was pending then returns by itself, so
+//! nothing has to be cancelled while the kernel may still write into its buffer. The price is a granularity of 50 ms.
+//! Timers remain where no socket is waited on yet: connecting, and waiting for a reply of another shard.
+//!
+//! # Where this is not the obvious design
+//!
+//! - **Slots live with a home shard**, not in shares for each shard: with four workers behind eight cores a share would be half a worker,
+//!   and a queue on each shard could not put clients first.
+//! - **A deadline table, not timers**, for the reasons above.
+//! - **The doorbell is a socket pair**, not an eventfd: the event loop reads sockets on io_uring and on epoll alike, and a full buffer
+//!   means that it was rung already.
+//! - **A body that breaks off resets the connection.** Closing in order would let an HTTP/1.0 client take half a body for all of
+//!   it; so there is no last chunk and no orderly end either.
+//! - **Bodies are collected by copying** while they are streamed, since what is stored is one piece of memory; hits, which are many,
+//!   then cost no gathering.
+//! - **The event loop is forgotten, not dropped**, when a shard ends: operations may be in flight in its buffers, and the process is about
+//!   to end.
+//! - **The wall clock is only compared with what came over the wire.** Ages count on the monotonic one, so a step of the
+//!   wall clock neither revives nor kills an entry.
+//! - **New connections beyond the limit are closed**, rather than idle ones sacrificed: what is served goes on.
+//!
+//! # What is not there
+//!
+//! - No lock that two shards could both take; the one outside of `control` is on the control thread's end of a ring.
+//! - No wait without a deadline, and no queue, buffer, table or message without a bound ([`base::limits`]).
+//! - No clock below `io`, and no monoio outside of it.
+//! - No `RefCell` borrowed across an await.
+//! - No byte of a peer's framing in what is sent: heads are written from what was parsed, with one framing field of our own.
+//! - No path, query or header value in a metric label: labels are routes, upstreams, shards, lists and enums.
+//! - No decoding or sorting of a target: the bytes that were keyed are the bytes that are sent.
+//! - No second fetch of a key while its lease lasts, except after a purge, for another variant, or beyond the bound on waiters.
+//! - No stored response half received, and none that its origin forbade to share.
+//! - No panic on what a peer sends; a panic of our own ends one connection, not its shard.
 
 pub mod base;
 pub mod boot;
