@@ -101,6 +101,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         };
         spawn(start)?;
     }
+    let listen = config.server.listen.clone();
     let control = Control {
         listener: admin,
         shards: Arc::new(Lanes { lanes, shared }),
@@ -110,7 +111,9 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         on_drain: Box::new(|| tracing::info!("draining")),
         signals: true,
     };
-    Ok(control.run()?)
+    let ended = control.run();
+    listener::remove_files(&listen);
+    Ok(ended?)
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {

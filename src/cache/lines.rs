@@ -29,6 +29,19 @@ pub fn fields(head: &[u8]) -> impl Iterator<Item = Line<'_>> {
     })
 }
 
+/// The head without the field lines that `drop` names.
+#[must_use]
+pub fn without(head: Vec<u8>, drop: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    if !fields(&head).any(|line| drop(line.name)) {
+        return head;
+    }
+    let mut kept = status_line(&head).to_vec();
+    for line in fields(&head).filter(|line| !drop(line.name)) {
+        kept.extend_from_slice(line.raw);
+    }
+    kept
+}
+
 /// The status line, its line end included.
 #[must_use]
 pub fn status_line(head: &[u8]) -> &[u8] {
@@ -52,58 +65,8 @@ pub(super) fn parsed(head: &[u8], status: u16) -> ResponseHead {
     let mut parsed = ResponseHead::new();
     parsed.status = status;
     parsed.fields =
-        fields(head).map(|l| Field { id: id_of(l.name), name: span(l.name), value: span(l.value) }).collect();
+        fields(head).map(|l| Field { id: FieldId::of(l.name), name: span(l.name), value: span(l.value) }).collect();
     parsed
-}
-
-/// The fields that the policy asks stored heads for.
-pub(super) fn id_of(name: &[u8]) -> FieldId {
-    const KNOWN: &[(&str, FieldId)] = &[
-        ("accept-encoding", FieldId::AcceptEncoding),
-        ("age", FieldId::Age),
-        ("authorization", FieldId::Authorization),
-        ("cache-control", FieldId::CacheControl),
-        ("cache-tag", FieldId::CacheTag),
-        ("cdn-cache-control", FieldId::CdnCacheControl),
-        ("pilotlight-cache-control", FieldId::PilotlightCacheControl),
-        ("connection", FieldId::Connection),
-        ("content-encoding", FieldId::ContentEncoding),
-        ("content-length", FieldId::ContentLength),
-        ("content-location", FieldId::ContentLocation),
-        ("content-range", FieldId::ContentRange),
-        ("content-type", FieldId::ContentType),
-        ("cookie", FieldId::Cookie),
-        ("date", FieldId::Date),
-        ("etag", FieldId::Etag),
-        ("expires", FieldId::Expires),
-        ("if-match", FieldId::IfMatch),
-        ("if-modified-since", FieldId::IfModifiedSince),
-        ("if-none-match", FieldId::IfNoneMatch),
-        ("if-range", FieldId::IfRange),
-        ("if-unmodified-since", FieldId::IfUnmodifiedSince),
-        ("keep-alive", FieldId::KeepAlive),
-        ("last-modified", FieldId::LastModified),
-        ("location", FieldId::Location),
-        ("pragma", FieldId::Pragma),
-        ("proxy-authenticate", FieldId::ProxyAuthenticate),
-        ("proxy-authentication-info", FieldId::ProxyAuthenticationInfo),
-        ("proxy-authorization", FieldId::ProxyAuthorization),
-        ("proxy-connection", FieldId::ProxyConnection),
-        ("range", FieldId::Range),
-        ("set-cookie", FieldId::SetCookie),
-        ("surrogate-key", FieldId::SurrogateKey),
-        ("te", FieldId::Te),
-        ("trailer", FieldId::Trailer),
-        ("transfer-encoding", FieldId::TransferEncoding),
-        ("upgrade", FieldId::Upgrade),
-        ("vary", FieldId::Vary),
-        ("via", FieldId::Via),
-        ("x-api-key", FieldId::XApiKey),
-        ("x-http-method-override", FieldId::XHttpMethodOverride),
-        ("x-original-url", FieldId::XOriginalUrl),
-        ("x-rewrite-url", FieldId::XRewriteUrl),
-    ];
-    KNOWN.iter().find(|(n, _)| name.eq_ignore_ascii_case(n.as_bytes())).map_or(FieldId::Other, |&(_, id)| id)
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ fn config() -> Config {
         scheme: "http".into(),
         targets: ["/1", "/2", "/3"].map(String::from).to_vec(),
         headers: Default::default(),
+        headers_env: Default::default(),
     };
     Config {
         server: Server {

@@ -233,7 +233,7 @@ impl Shard {
         let mut any = false;
         // Bounded, so that a flood of mail does not keep connections waiting.
         for _ in 0..256 {
-            let Some(mail) = inbox.next() else { break };
+            let Some(mail) = inbox.take() else { break };
             any = true;
             match mail {
                 Mail::Message(message) => {

@@ -409,12 +409,9 @@ impl Client {
         status: &[u8],
     ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
-        let told = Told {
-            name: &shard.common.config.server.name,
-            status,
-            close: !request.keep,
-            keep_alive_10: request.minor == 0,
-        };
+        let keep = request.keep && !shard.draining.get();
+        let told =
+            Told { name: &shard.common.config.server.name, status, close: !keep, keep_alive_10: request.minor == 0 };
         let object = Rc::new(object);
         let mut out = shard.take_buffer();
         let rest = serve::stored(&mut out, &object, request.method, Some(query.view()), told, shard.mono_ms());
@@ -423,7 +420,7 @@ impl Client {
             self.write_rest(rest).await?;
         }
         self.done(&request, outcome);
-        Ok(request.keep)
+        Ok(keep)
     }
 
     pub fn done(&self, request: &Request, outcome: Outcome) {
@@ -455,7 +452,7 @@ impl Client {
         outcome: Option<Outcome>,
     ) -> io::Result<bool> {
         // RFC 9112 §9.3: the next request begins where this one's body ends, so it must have been read.
-        request.keep = request.keep && request.body.is_done();
+        request.keep = request.keep && request.body.is_done() && !self.shard.draining.get();
         let mut out = self.shard.take_buffer();
         self.error_page(&mut out, failure, !request.keep, request.method == Method::Head);
         self.write_out(out).await?;
@@ -470,7 +467,11 @@ impl Client {
     async fn follow(&mut self, request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
         // Conditions and ranges are answered from the whole representation.
         let whole = serve::asks_more(query.view());
+        let minor = request.minor;
         let ready = || {
+            if !flight.interim.borrow().is_empty() {
+                return Some(Followed::Interim(flight.interim.take()));
+            }
             let mut stage = flight.stage.borrow_mut();
             match &*stage {
                 Stage::Waiting => None,
@@ -479,7 +480,16 @@ impl Client {
                 _ => Some(Followed::Ended(std::mem::replace(&mut *stage, Stage::Taken))),
             }
         };
-        match flight.changed.until(ready).await {
+        let followed = loop {
+            match flight.changed.until(ready).await {
+                // RFC 9110 §15.2: not to HTTP/1.0 clients.
+                Followed::Interim(bytes) if minor > 0 => self.write_out(bytes).await?,
+                Followed::Interim(_) => {}
+                followed => break followed,
+            }
+        };
+        match followed {
+            Followed::Interim(_) => unreachable!("written above"),
             Followed::Streaming(head) => pass::stream_flight(self, request, &head, &flight).await,
             Followed::Ended(stage) => self.ended(request, query, stage).await,
         }
@@ -541,7 +551,7 @@ impl Client {
         match result {
             Ok(exchange) => {
                 self.invalidate(query, &exchange);
-                pass::respond(self, request, exchange, Vec::new(), status).await.inspect(|_| ())
+                pass::respond(self, request, exchange, Vec::new(), status).await
             }
             Err(failure) => {
                 if !unsent.is_empty() {
@@ -588,6 +598,7 @@ pub struct Request {
 enum Followed {
     Streaming(Rc<(ResponseHead, Vec<u8>)>),
     Ended(Stage),
+    Interim(Vec<u8>),
 }
 
 struct IdleGuard<'a>(Option<&'a Rc<Shard>>);

@@ -147,7 +147,9 @@ async fn attempt(
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Answer, Failure> {
     let idle_ms = shard.common.config.upstreams[upstream as usize].idle_timeout.as_millis() as u64;
-    if let Some(conn) = shard.pools[upstream as usize].take(idle_ms, shard.mono_ms()) {
+    let pool = &shard.pools[upstream as usize];
+    let server = pool.turn(shard.common.servers[upstream as usize].len());
+    if let Some(conn) = pool.take(server, idle_ms, shard.mono_ms()) {
         match converse(shard, plan, upstream, conn, upload, interim).await {
             // RFC 9110 §9.2.2, RFC 9112 §9.3.1: a connection that died before a byte of the answer came is tried once more, if
             // the method is idempotent and no body was used up.
@@ -158,7 +160,7 @@ async fn attempt(
             other => return other.map_err(|trouble| trouble.failure),
         }
     }
-    let conn = pool::connect(shard, upstream).await?;
+    let conn = pool::connect(shard, upstream, server).await?;
     converse(shard, plan, upstream, conn, upload, interim).await.map_err(|trouble| trouble.failure)
 }
 

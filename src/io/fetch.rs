@@ -8,10 +8,11 @@ use super::exchange::{self, Exchange, Plan};
 use super::notify::Notify;
 use crate::base::outcome::FetchKind;
 use crate::cache::admit::{self, StoreContext};
+use crate::cache::directives::ResponseDirectives;
 use crate::cache::freshness::{self, Validity};
 use crate::cache::object::{self, Object};
 use crate::cache::vary::{self, Vary};
-use crate::cache::{key, validate};
+use crate::cache::{key, lines, validate};
 use crate::config::RouteCache;
 use crate::http::encode::{self, Forward, Validators};
 use crate::http::fields::FieldId;
@@ -27,6 +28,8 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Flight {
     pub stage: RefCell<Stage>,
+    /// Interim responses that the client has not been sent yet.
+    pub interim: RefCell<Vec<u8>>,
     pub changed: Notify,
 }
 
@@ -92,7 +95,14 @@ pub async fn run(
         last_modified: stale.last_modified.as_deref(),
     });
     let plan = Plan { query: &query, kind, for_cache: true, validators };
-    let result = exchange::start(&shard, &plan, None, |_, _| {}).await;
+    let interim = |head: &ResponseHead, buf: &[u8]| {
+        // RFC 9110 §15.2: who did not ask for 100 need not be told.
+        if let Some(flight) = flight.as_deref().filter(|_| head.status != 100) {
+            encode::interim(&mut flight.interim.borrow_mut(), head, buf);
+            flight.changed.wake();
+        }
+    };
+    let result = exchange::start(&shard, &plan, None, interim).await;
     let usable_stale = stale.clone().filter(|s| freshness::stale_if_error_ok(&s.validity, shard.mono_ms()));
     match result {
         Err(failure) => fail(&mut guard, flight.as_deref(), failure, usable_stale),
@@ -306,6 +316,9 @@ fn build(
     let now = shard.now();
     let name = &shard.common.config.server.name;
     shard.with_date(now, |date| encode::stored_head(&mut stored, head, head_buf, name, body.len(), date));
+    // RFC 9111 §5.2.2.4, §5.2.2.7: fields that no-cache="…" or private="…" names are for this one client.
+    let withheld = ResponseDirectives::of(view).withheld;
+    let stored = lines::without(stored, |name| withheld.iter().any(|field| field.eq_ignore_ascii_case(name)));
     let own = |id| view.first(id).map(Box::<[u8]>::from);
     let vary = match vary::of_response(view, query.view()) {
         Vary::On(spec) => Some(spec),

@@ -38,17 +38,39 @@ pub enum Bound {
 pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
     let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
     for addr in addrs {
-        let sockets = match addr {
+        let sockets = patiently(|| match addr {
             Addr::Tcp(socket_addr) => bind_tcp(*socket_addr, shards),
             Addr::Unix(path) => bind_unix(path, shards),
             Addr::Name(..) => Err(io::Error::other("a listener needs a numeric address")),
-        };
+        });
         let sockets = sockets.map_err(|error| (addr.clone(), error))?;
         for (shard, socket) in bound.iter_mut().zip(sockets) {
             shard.push(socket);
         }
     }
     Ok(bound)
+}
+
+/// The kernel takes down the ring of a killed process behind its back, and its listeners with it: so an address that is taken is
+/// asked for again for a second.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..20 {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(ACCEPT_PAUSE),
+            other => return other,
+        }
+    }
+    attempt()
+}
+
+/// Removes the socket files of unix listeners. To be called when the process ends.
+pub fn remove_files(addrs: &[Addr]) {
+    for addr in addrs {
+        if let Addr::Unix(path) = addr {
+            // If somebody else removed it, so much the better.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn bind_tcp(addr: SocketAddr, shards: usize) -> io::Result<Vec<Bound>> {

@@ -62,7 +62,7 @@ pub enum Mail {
 
 impl Inbox {
     /// The next thing that arrived; commands first, since a person waits for them.
-    pub fn next(&mut self) -> Option<Mail> {
+    pub fn take(&mut self) -> Option<Mail> {
         if let Ok(command) = self.control.pop() {
             return Some(Mail::Command(command));
         }
@@ -140,11 +140,14 @@ impl ControlLane {
     }
 }
 
+/// Both ends of one shard.
+pub type Mailbox = (Inbox, Outbox);
+
 /// Everything for `shards` shards and the control thread.
 ///
 /// # Errors
 /// When the system has no sockets left for the doorbells.
-pub fn build(shards: usize) -> io::Result<(Vec<(Inbox, Outbox)>, Vec<ControlLane>)> {
+pub fn build(shards: usize) -> io::Result<(Vec<Mailbox>, Vec<ControlLane>)> {
     let mut inboxes = Vec::new();
     let mut control = Vec::new();
     for _ in 0..shards {

@@ -1,6 +1,6 @@
 //! Streaming a response to a client: from the upstream with back-pressure, or from a fetch that is being stored.
 
-use super::body::{BodyError, CHUNK_BYTES};
+use super::body::{BodyError, CHUNK_BYTES, Source};
 use super::deadlines::Expiry;
 use super::downstream::{Client, Request};
 use super::exchange::Exchange;
@@ -9,11 +9,15 @@ use super::tunnel::{self, Side};
 use crate::base::outcome::Outcome;
 use crate::http::chunked;
 use crate::http::encode::{self, Respond};
+use crate::http::fields::FieldId;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, ResponseHead};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::RawFd;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// How a body of this length is framed for a client (RFC 9112 §6.3, §7).
 fn towards_client(length: BodyLength, minor: u8) -> BodyLength {
@@ -39,7 +43,8 @@ async fn write_head(
     let body = towards_client(length, request.minor);
     let tunnel = head.status == 101;
     // RFC 9112 §9.3: what is left of the request's body would be taken for the next request.
-    request.keep = request.keep && body != BodyLength::UntilClose && request.body.is_done() && !tunnel;
+    request.keep =
+        request.keep && body != BodyLength::UntilClose && request.body.is_done() && !tunnel && !shard.draining.get();
     let mut cache_status = Vec::with_capacity(name.len() + status.len());
     cache_status.extend_from_slice(name.as_bytes());
     cache_status.extend_from_slice(status);
@@ -117,7 +122,8 @@ pub async fn respond(
         return Ok(false);
     }
     frame(&mut out, &prefix, framing);
-    let outcome = stream(client, &request, &mut exchange, out, framing).await?;
+    let endless = is_endless(&head, &head_buf);
+    let outcome = stream(client, &request, &mut exchange, out, framing, endless).await?;
     match outcome {
         Ok(()) => {
             exchange.finish();
@@ -132,12 +138,36 @@ pub async fn respond(
     }
 }
 
+/// A stream that goes on until somebody leaves: an event stream, or a body that only the end of the connection ends.
+fn is_endless(head: &ResponseHead, head_buf: &[u8]) -> bool {
+    let content_type = head.view(head_buf).first(FieldId::ContentType).unwrap_or_default();
+    head.body == BodyLength::UntilClose || content_type.starts_with(b"text/event-stream")
+}
+
+/// `None` when the client of an endless stream leaves before `next` has something. A client of anything else may close its
+/// sending side and still wait for its response, so only a failed write tells that it is gone.
+async fn unless_gone<T>(client: &Source, endless: bool, next: impl Future<Output = T>) -> Option<T> {
+    if !endless {
+        return Some(next.await);
+    }
+    let mut gone = pin!(client.read.ended());
+    let mut next = pin!(next);
+    poll_fn(|cx| {
+        if let Poll::Ready(value) = next.as_mut().poll(cx) {
+            return Poll::Ready(Some(value));
+        }
+        gone.as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}
+
 async fn stream(
     client: &mut Client,
     request: &Request,
     exchange: &mut Exchange,
     mut out: Vec<u8>,
     framing: BodyLength,
+    endless: bool,
 ) -> io::Result<Result<(), BodyError>> {
     let shard = Rc::clone(&client.shard);
     let upstream = &shard.common.config.upstreams[exchange.slot.upstream as usize];
@@ -165,12 +195,18 @@ async fn stream(
         }
         if framing == BodyLength::Chunked {
             piece.clear();
-            let (read, buf) = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both).await;
+            let next = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both);
+            let Some((read, buf)) = unless_gone(&client.source, endless, next).await else {
+                return Ok(Err(BodyError::Cut));
+            };
             (result, piece) = (read, buf);
         } else {
             // Read straight into what is written: no copy.
             piece.clear();
-            let (read, buf) = exchange.body.next(&mut exchange.conn.source, out, silence_ms, Expiry::Both).await;
+            let next = exchange.body.next(&mut exchange.conn.source, out, silence_ms, Expiry::Both);
+            let Some((read, buf)) = unless_gone(&client.source, endless, next).await else {
+                return Ok(Err(BodyError::Cut));
+            };
             (result, out) = (read, buf);
         }
     }
@@ -256,7 +292,7 @@ pub async fn stream_flight(
             }
             Step::Handed(mut exchange, prefix) => {
                 frame(&mut out, &prefix[sent.min(prefix.len())..], framing);
-                let result = stream(client, &request, &mut exchange, out, framing).await?;
+                let result = stream(client, &request, &mut exchange, out, framing, false).await?;
                 if result.is_err() {
                     client.done(&request, Outcome::Error);
                     cut(client);

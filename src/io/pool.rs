@@ -3,7 +3,7 @@
 use super::body::Source;
 use super::core::Shard;
 use super::deadlines::DeadlineKey;
-use super::stream::{Connected, WriteHalf};
+use super::stream::{Connected, WriteHalf, peek};
 use crate::shard::message::Failure;
 use monoio::net::{TcpStream, UnixStream};
 use std::cell::{Cell, RefCell};
@@ -29,6 +29,8 @@ pub struct UpstreamConn {
     pub source: Source,
     pub write: WriteHalf,
     pub fd: RawFd,
+    /// Which of the upstream's servers it leads to.
+    server: usize,
     /// It has served a request before, so it may turn out to be dead.
     pub reused: bool,
     idle_since_mono_ms: u64,
@@ -44,15 +46,27 @@ impl Drop for UpstreamConn {
 
 #[derive(Default)]
 pub struct Pool {
+    /// Least recently used first.
     idle: RefCell<Vec<UpstreamConn>>,
     next_server: Cell<usize>,
 }
 
 impl Pool {
-    /// The connection that was used last, if it still seems to live.
-    pub fn take(&self, idle_timeout_ms: u64, now_mono_ms: u64) -> Option<UpstreamConn> {
+    /// Whose turn it is, of so many servers.
+    pub fn turn(&self, servers: usize) -> usize {
+        let turn = self.next_server.get() % servers;
+        self.next_server.set(turn + 1);
+        turn
+    }
+
+    /// The connection to this server that was used last, if it still seems to live.
+    pub fn take(&self, server: usize, idle_timeout_ms: u64, now_mono_ms: u64) -> Option<UpstreamConn> {
         loop {
-            let conn = self.idle.borrow_mut().pop()?;
+            let conn = {
+                let mut idle = self.idle.borrow_mut();
+                let at = idle.iter().rposition(|conn| conn.server == server)?;
+                idle.remove(at)
+            };
             if conn.idle_since_mono_ms + idle_timeout_ms > now_mono_ms && is_quiet(conn.fd) {
                 return Some(conn);
             }
@@ -84,36 +98,31 @@ impl Pool {
 
 /// RFC 9112 §9.2: bytes on an idle connection belong to no request, and an end means that it is over; neither may be used.
 fn is_quiet(fd: RawFd) -> bool {
-    let mut byte = 0u8;
-    // SAFETY: `byte` is a valid place for the one byte that may be written; the descriptor is open while its connection is held.
-    let got = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-    got < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+    peek(fd) < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
-/// Connects to one of the upstream's servers, each tried once.
+/// Connects to the server whose turn it is, or to one of the others, each tried once.
 ///
 /// # Errors
 /// Why the last one tried did not work.
-pub async fn connect(shard: &Rc<Shard>, upstream: u16) -> Result<UpstreamConn, Failure> {
+pub async fn connect(shard: &Rc<Shard>, upstream: u16, first: usize) -> Result<UpstreamConn, Failure> {
     let servers = &shard.common.servers[upstream as usize];
     let timeout = shard.common.config.upstreams[upstream as usize].connect_timeout;
-    let pool = &shard.pools[upstream as usize];
-    let first = pool.next_server.get();
-    pool.next_server.set((first + 1) % servers.len());
     let mut failure = REFUSED;
     for at in 0..servers.len() {
-        match connect_to(&servers[(first + at) % servers.len()], timeout).await {
-            Ok(connected) => return Ok(adopt(shard, connected)),
+        let server = (first + at) % servers.len();
+        match connect_to(&servers[server], timeout).await {
+            Ok(connected) => return Ok(adopt(shard, connected, server)),
             Err(reason) => failure = reason,
         }
     }
     Err(failure)
 }
 
-fn adopt(shard: &Rc<Shard>, connected: Connected) -> UpstreamConn {
+fn adopt(shard: &Rc<Shard>, connected: Connected, server: usize) -> UpstreamConn {
     let deadline: DeadlineKey = shard.deadlines.add(connected.fd);
     let source = Source::new(Rc::clone(shard), connected.read, deadline);
-    UpstreamConn { source, write: connected.write, fd: connected.fd, reused: false, idle_since_mono_ms: 0 }
+    UpstreamConn { source, write: connected.write, fd: connected.fd, server, reused: false, idle_since_mono_ms: 0 }
 }
 
 async fn connect_to(server: &Server, timeout: Duration) -> Result<Connected, Failure> {

@@ -3,6 +3,7 @@
 
 use crate::cache::freshness;
 use crate::cache::object::Object;
+use crate::cache::partition::Stored;
 use crate::cache::range::{self, RangeSelection};
 use crate::cache::validate::{self, Conditional};
 use crate::http::encode;
@@ -11,7 +12,6 @@ use crate::http::head::{FieldsView, Method};
 use monoio::buf::IoBuf;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// Bodies up to this size are copied behind their head, so that one write carries both; larger ones are written from
 /// where they are stored.
@@ -31,7 +31,7 @@ pub struct Told<'a> {
 
 /// A part of a stored body that is still to be written.
 pub struct Rest {
-    object: Rc<Arc<Object>>,
+    object: Stored,
     range: Range<usize>,
 }
 
@@ -50,7 +50,7 @@ unsafe impl IoBuf for Rest {
 /// Appends the response that `request` gets from `object` to `out`; returns the part of the body that is not in it.
 pub fn stored(
     out: &mut Vec<u8>,
-    object: &Rc<Arc<Object>>,
+    object: &Stored,
     method: Method,
     request: Option<FieldsView<'_>>,
     told: Told<'_>,
@@ -96,7 +96,7 @@ pub fn stored(
 
 fn finish(
     out: &mut Vec<u8>,
-    object: &Rc<Arc<Object>>,
+    object: &Stored,
     method: Method,
     range: Range<usize>,
     told: Told<'_>,

@@ -53,6 +53,33 @@ impl ReadHalf {
             Self::Unix(half) => half.read(buf).await,
         }
     }
+
+    /// Waits until the peer has closed its sending side. Never comes back when it sends something instead.
+    pub async fn ended(&self) {
+        let (result, fd) = match self {
+            Self::Tcp(half) => {
+                // SAFETY: `readable` and `as_raw_fd` take the stream by shared reference, and no exclusive one lives across this
+                // task's awaits: the reading half is borrowed here, and the writing half is not used meanwhile.
+                let stream = unsafe { &*half.0.get() };
+                (stream.readable(false).await, stream.as_raw_fd())
+            }
+            Self::Unix(half) => {
+                // SAFETY: as above.
+                let stream = unsafe { &*half.0.get() };
+                (stream.readable(false).await, stream.as_raw_fd())
+            }
+        };
+        if result.is_ok() && peek(fd) > 0 {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How many bytes are there to be read, of one: 0 at the end, negative when there is neither.
+pub fn peek(fd: RawFd) -> isize {
+    let mut byte = 0u8;
+    // SAFETY: `byte` is a valid place for the one byte that may be written; the descriptor is open while its connection is held.
+    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) }
 }
 
 impl WriteHalf {

@@ -173,21 +173,21 @@ impl State {
     /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
     pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
         let asker = Asker { shard: self.me, token };
-        self.to_home(upstream, Message::SlotAsk { upstream, route, kind, asker });
+        self.ask_home(upstream, Message::SlotAsk { upstream, route, kind, asker });
     }
 
     /// Gives up waiting for a slot. A reply still follows: `QueueFull`, or `Slot` when it was under way already, which must then
     /// be answered with `slot_return`.
     pub fn slot_cancel(&mut self, upstream: u16, token: Token) {
         let asker = Asker { shard: self.me, token };
-        self.to_home(upstream, Message::SlotCancel { upstream, asker });
+        self.ask_home(upstream, Message::SlotCancel { upstream, asker });
     }
 
     pub fn slot_return(&mut self, upstream: u16, route: u16, kind: FetchKind) {
-        self.to_home(upstream, Message::SlotReturn { upstream, route, kind });
+        self.ask_home(upstream, Message::SlotReturn { upstream, route, kind });
     }
 
-    fn to_home(&mut self, upstream: u16, message: Message) {
+    fn ask_home(&mut self, upstream: u16, message: Message) {
         let home = home_of(upstream, self.shards);
         if home == self.me {
             self.on_slot_message(message);
@@ -219,9 +219,9 @@ impl State {
         let mut stale = None;
         if let Some(stored) = found {
             match freshness::judge(&stored.validity, &query.directives, now.mono_ms) {
-                Standing::Fresh { .. } => return self.serve(asker, &stored, false),
+                Standing::Fresh { .. } => return self.serve(asker, &stored, false, self.purge_seq),
                 Standing::StaleWhileRevalidate { .. } => {
-                    self.serve(asker, &stored, false);
+                    self.serve(asker, &stored, false, self.purge_seq);
                     self.background(query, FetchKind::Revalidate, Some(Arc::clone(&stored)), now);
                     return;
                 }
@@ -261,8 +261,7 @@ impl State {
         Some(lease)
     }
 
-    fn serve(&mut self, asker: Asker, stored: &Arc<Object>, coalesced: bool) {
-        let purge_seq = self.purge_seq;
+    fn serve(&mut self, asker: Asker, stored: &Arc<Object>, coalesced: bool, purge_seq: u64) {
         self.answer(asker, Reply::Serve { object: Arc::clone(stored), coalesced, purge_seq });
     }
 
@@ -282,7 +281,7 @@ impl State {
                 Standing::Fresh { .. } | Standing::StaleWhileRevalidate { .. }
             );
             // An answer that crossed a purge on its way may serve who asked before it, but must not be kept.
-            if fresh && *purge_seq >= self.purge_seq {
+            if fresh && *purge_seq == self.purge_seq {
                 self.replicas.insert(Rc::new(Arc::clone(object)));
             }
         }
@@ -300,7 +299,9 @@ impl State {
                     self.store(&object, now);
                 }
                 self.warm_stored(warm, &object, now);
-                self.release_with(ended, &object, now);
+                // What a purge has overtaken may answer who waited for it, but no shard may keep it.
+                let purge_seq = if ended.tainted { 0 } else { self.purge_seq };
+                self.release_with(ended, &object, purge_seq, now);
             }
             FetchOutcome::NotShareable => {
                 if let Some(at) = warm {
@@ -346,11 +347,11 @@ impl State {
         self.routes.iter().map(|route| route.lease_ms).max().unwrap_or(30_000)
     }
 
-    fn release_with(&mut self, ended: Ended, object: &Arc<Object>, now: Now) {
+    fn release_with(&mut self, ended: Ended, object: &Arc<Object>, purge_seq: u64, now: Now) {
         for (asker, query) in ended.waiters {
             let same_variant = object.vary.as_ref().is_none_or(|vary| vary.matches(query.view()));
             if same_variant {
-                self.serve(asker, object, true);
+                self.serve(asker, object, true, purge_seq);
             } else {
                 // Now the key is known to vary, so these fetch side by side.
                 self.on_ask(&query, asker, now);

@@ -24,6 +24,7 @@ class Request:
         self.number = number  # the how-many-th request for this target, from 1
         self.connection_number = connection_number
         self.at = time.monotonic()
+        self.inflight = True
 
     def get(self, name, default=None):
         values = self.all(name)
@@ -183,8 +184,13 @@ class Origin:
         try:
             return self._answer(connection, request)
         finally:
-            with self.lock:
-                self.inflight -= 1
+            self._leave(request)
+
+    def _leave(self, request):
+        """Ends a request's time in `inflight`: before its last bytes go out, since the next may come as soon as they arrive."""
+        with self.lock:
+            self.inflight -= request.inflight
+            request.inflight = False
 
     def _read(self, connection, reader, connection_number):
         line = reader.readline()
@@ -249,6 +255,7 @@ class Origin:
         data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1")
         bodiless = request.method == "HEAD" or reply.status in (204, 304)
         if bodiless:
+            self._leave(request)
             connection.sendall(data)
         elif chunked:
             connection.sendall(data)
@@ -257,7 +264,9 @@ class Origin:
                     time.sleep(wait)
                 if piece:
                     connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self._leave(request)
             connection.sendall(b"0\r\n\r\n")
         else:
+            self._leave(request)
             connection.sendall(data + reply.body)
         return not reply.close

@@ -215,11 +215,11 @@ def test_a_restarted_origin_costs_no_request(origin):
 
 def test_telemetry_answers_while_every_upstream_hangs(origin):
     gate = threading.Event()
-    origin.on("/stuck", Reply("at last", {"Cache-Control": "no-store"}, gate=gate))
+    origin.on("/stuck/", Reply("at last", {"Cache-Control": "no-store"}, gate=gate))
     with serve(origin) as gateway:
         clients = [gateway.connect() for _ in range(50)]
-        for client in clients:
-            client.send(client.request_bytes("GET", "/stuck"))
+        for n, client in enumerate(clients):
+            client.send(client.request_bytes("GET", f"/stuck/{n}"))
         wait_until(lambda: origin.inflight == 50, 10, "all of them to hang")
         slowest = 0.0
         for _ in range(10):

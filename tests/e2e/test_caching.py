@@ -86,7 +86,8 @@ def test_an_entry_ends_with_its_lifetime(origin, gateway):
     assert gateway.get("/second/a").text == "1"
     assert is_hit(gateway.get("/second/a"))
     wait_until(lambda: gateway.get("/second/a").text == "2", 5, "a fresh answer")
-    assert time.monotonic() - stored > 0.9
+    # An entry that is asked for is refreshed at 80 % of its lifetime, less up to a tenth of jitter.
+    assert time.monotonic() - stored > 0.7
 
 
 def test_what_the_origin_says_of_its_lifetime_counts(origin, gateway):
