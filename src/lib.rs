@@ -75,8 +75,8 @@
 //! - **Uncacheable marker.** An answer that may not be shared ends the lease and leaves a marker for two seconds. As long as it
 //!   stands, requests for the key go upstream side by side: nobody queues behind an answer that will be no use to them.
 //! - **Purge.** Every shard drops what the selector matches, entries and replicas, and *taints* the leases of those keys: their
-//!   results may still serve who waited, and are not stored, and who asks from then on starts a new fetch. Purges are numbered; a shard
-//!   answers with the number of the last purge it has seen, and the asker keeps a replica only if it has seen no later one. The
+//!   results may still serve who waited, and are not stored, and who asks from then on starts a new fetch. Purges are numbered; an
+//!   owner answers with the number of the last purge it has seen, and the asker keeps a replica only if that is its own last one too. The
 //!   operator is answered when every shard has confirmed. A purge by tag taints all leases: what is under way may turn out to
 //!   carry the tag.
 //!
@@ -133,12 +133,14 @@
 //!   to end.
 //! - **The wall clock is only compared with what came over the wire.** Ages count on the monotonic one, so a step of the
 //!   wall clock neither revives nor kills an entry.
+//! - **A client that leaves is noticed when something is written to it**, not by reading ahead: it may have closed only its sending side,
+//!   and what it pipelined must not be pulled in while its response is under way. Streams without an end are the exception.
 //! - **New connections beyond the limit are closed**, rather than idle ones sacrificed: what is served goes on.
 //!
 //! # What is not there
 //!
 //! - No lock that two shards could both take; the one outside of `control` is on the control thread's end of a ring.
-//! - No wait without a deadline, and no queue, buffer, table or message without a bound ([`base::limits`]).
+//! - No wait on a peer without a deadline, and no queue, buffer, table or message without a bound ([`base::limits`]).
 //! - No clock below `io`, and no monoio outside of it.
 //! - No `RefCell` borrowed across an await.
 //! - No byte of a peer's framing in what is sent: heads are written from what was parsed, with one framing field of our own.
