@@ -65,7 +65,7 @@ pub struct Server {
     /// Longest time without progress while a request body is read or a response written. Default 60 s.
     pub body_timeout: Duration,
     pub drain_timeout: Duration,
-    /// Connections over all shards; beyond it the oldest idle one is closed, or the new one. Default 20 000, cut to the fd limit.
+    /// Connections over all shards; beyond it new ones are closed at once. Default 20 000, cut to the fd limit.
     pub max_connections: usize,
     /// Largest request body forwarded; 413 beyond it. Default unlimited (`u64::MAX`).
     pub max_request_body: u64,

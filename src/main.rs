@@ -4,6 +4,7 @@
 use pilotlight::boot;
 use pilotlight::cli::{self, Command, EXIT_REFUSED, EXIT_USAGE, ask};
 use pilotlight::config::{self, Config, Overrides};
+use pilotlight::control::Ended;
 use pilotlight::demo;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,6 +57,7 @@ fn start_log() {
 fn serve(config: Config) -> ExitCode {
     start_log();
     match boot::serve(config) {
+        Ok(Ended::ShardsGone) => refuse(&"every shard has ended; see the log for why", EXIT_REFUSED),
         Ok(ended) => {
             tracing::info!(?ended, "ended");
             ExitCode::SUCCESS

@@ -34,7 +34,7 @@ pub struct Object {
     pub route: u16,
     /// How long the fetch took.
     pub fetch_ms: u32,
-    /// The purge generation in which the fetch began.
+    /// A number that no other object of this process has.
     pub generation: u64,
 }
 

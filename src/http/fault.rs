@@ -41,6 +41,48 @@ pub enum Fault {
     BadReason,
 }
 
+impl Fault {
+    /// Every reason, for whoever announces their labels.
+    pub const ALL: [Self; 36] = [
+        Self::LineFeedAlone,
+        Self::CarriageReturnAlone,
+        Self::LeadingWhiteSpace,
+        Self::BadRequestLine,
+        Self::BadMethod,
+        Self::MethodTooLong,
+        Self::ConnectRefused,
+        Self::TraceRefused,
+        Self::BadVersion,
+        Self::UnsupportedVersion,
+        Self::BadTarget,
+        Self::TargetByte,
+        Self::RequestLineTooLong,
+        Self::FieldLineTooLong,
+        Self::HeadTooLong,
+        Self::TooManyFields,
+        Self::BadFieldName,
+        Self::BadFieldValue,
+        Self::FramingLookalike,
+        Self::MissingHost,
+        Self::RepeatedHost,
+        Self::BadHost,
+        Self::BadConnection,
+        Self::LengthAndCoding,
+        Self::RepeatedContentLength,
+        Self::BadContentLength,
+        Self::BadTransferEncoding,
+        Self::UnknownTransferCoding,
+        Self::TransferEncodingIn10,
+        Self::TransferEncodingForbidden,
+        Self::BodyTooLarge,
+        Self::ExpectationFailed,
+        Self::UpgradeWithBody,
+        Self::BadStatusLine,
+        Self::BadStatus,
+        Self::BadReason,
+    ];
+}
+
 /// A refused head, and whose it was: the same fault is the client's error in a request and a bad gateway in a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParseError {

@@ -12,6 +12,7 @@ use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::Config;
 use crate::control::link::{self, Acks, Command, ShardShared};
+use crate::http::fault::Fault;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
 use crate::shard::query::Query;
@@ -81,7 +82,7 @@ impl Shard {
     pub fn new(id: usize, count: usize, common: Arc<Common>, state: State, outbox: Outbox) -> Self {
         let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-        let telemetry = Telemetry::register(id, &routes, &upstreams);
+        let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
         let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
         let shard = Self {
@@ -314,6 +315,8 @@ impl Shard {
         let shared = &self.common.shared[self.id];
         let state = self.state.borrow();
         shared.heartbeat_mono_ms.store(now.mono_ms, Ordering::Relaxed);
+        let inflight: u32 = self.inflight.iter().map(Cell::get).sum();
+        shared.inflight.store(inflight.into(), Ordering::Relaxed);
         shared.connections.store(self.connections.get() as u64, Ordering::Relaxed);
         shared.cache_bytes.store(state.cache_bytes(), Ordering::Relaxed);
         shared.cache_entries.store(state.cache_entries(), Ordering::Relaxed);
@@ -325,6 +328,12 @@ impl Shard {
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
     }
+}
+
+/// Every reason for which a client is refused before its request has a route.
+fn reject_reasons() -> Vec<&'static str> {
+    let own = [downstream::HEADER_TIMEOUT.label, downstream::NO_ROUTE.label, listener::TOO_MANY_CONNECTIONS];
+    Fault::ALL.iter().map(|fault| fault.label()).chain(own).collect()
 }
 
 fn selector_of(selector: link::Selector) -> Selector {

@@ -320,7 +320,7 @@ impl Client {
             body: BodyReader::new(head.body),
         };
         let Some(route) = shard.common.table.find(&head.host, head.target.of(&buf)) else {
-            return self.fail(&mut request, NO_ROUTE, None).await;
+            return self.no_route(&mut request).await;
         };
         request.route = route;
         let bytes_max = shard.common.config.server.max_request_body;
@@ -341,6 +341,12 @@ impl Client {
         }
     }
 
+    /// No route's metrics count it, so it is among the rejected.
+    async fn no_route(&mut self, request: &mut Request) -> io::Result<bool> {
+        self.shard.telemetry.rejected(NO_ROUTE.label);
+        self.answer_error(request, NO_ROUTE).await
+    }
+
     async fn through_cache(&mut self, mut request: Request, query: Arc<Query>) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
         if query.directives.only_if_cached {
@@ -352,6 +358,10 @@ impl Client {
         let reply = shard.ask(Leftover::Lease, within_ms, |state, token| state.ask(asked, token, now)).await;
         match reply {
             Some(Reply::Serve { object, coalesced, .. }) => {
+                if coalesced {
+                    let waited_ns = clock::mono_ns().saturating_sub(request.start_ns);
+                    shard.telemetry.lease_waited(Duration::from_nanos(waited_ns));
+                }
                 let outcome = self.outcome_of(&object, coalesced);
                 self.serve_object(request, &query, object, outcome, told_status(outcome)).await
             }
@@ -412,6 +422,11 @@ impl Client {
         let keep = request.keep && !shard.draining.get();
         let told =
             Told { name: &shard.common.config.server.name, status, close: !keep, keep_alive_10: request.minor == 0 };
+        if outcome == Outcome::Stale {
+            let age_secs = freshness::age_secs(&object.validity, shard.mono_ms());
+            let over_secs = age_secs.saturating_sub(object.validity.lifetime_secs);
+            shard.telemetry.served_stale(Duration::from_secs(over_secs.into()));
+        }
         let object = Rc::new(object);
         let mut out = shard.take_buffer();
         let rest = serve::stored(&mut out, &object, request.method, Some(query.view()), told, shard.mono_ms());
@@ -451,12 +466,16 @@ impl Client {
         failure: Failure,
         outcome: Option<Outcome>,
     ) -> io::Result<bool> {
+        self.done(request, outcome.unwrap_or(Outcome::Error));
+        self.answer_error(request, failure).await
+    }
+
+    async fn answer_error(&mut self, request: &mut Request, failure: Failure) -> io::Result<bool> {
         // RFC 9112 §9.3: the next request begins where this one's body ends, so it must have been read.
         request.keep = request.keep && request.body.is_done() && !self.shard.draining.get();
         let mut out = self.shard.take_buffer();
         self.error_page(&mut out, failure, !request.keep, request.method == Method::Head);
         self.write_out(out).await?;
-        self.done(request, outcome.unwrap_or(Outcome::Error));
         if !request.keep {
             self.linger().await;
         }
@@ -627,9 +646,9 @@ fn send_now(fd: RawFd, mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-const HEADER_TIMEOUT: Failure =
+pub const HEADER_TIMEOUT: Failure =
     Failure { status: 408, label: "header_timeout", detail: "the request head did not arrive within header_timeout" };
-const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
+pub const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
 const WAIT_TIMEOUT: Failure = Failure {
     status: 504,
     label: "fetch_wait_timeout",

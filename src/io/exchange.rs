@@ -92,8 +92,14 @@ pub async fn start(
     mut interim: impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Exchange, Failure> {
     let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
-    let slot = acquire(shard, upstream, plan.query.route, plan.kind).await?;
+    let asked_mono_ms = shard.mono_ms();
+    let slot = acquire(shard, upstream, plan.query.route, plan.kind).await;
     let started_mono_ms = shard.mono_ms();
+    let waited = Duration::from_millis(started_mono_ms - asked_mono_ms);
+    let slot = slot.inspect_err(|failure| {
+        shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
+    })?;
+    shard.telemetry.queue_waited(upstream as usize, plan.kind, waited);
     let result = attempt(shard, plan, upstream, &mut upload, &mut interim).await;
     let elapsed = Duration::from_millis(shard.mono_ms() - started_mono_ms);
     let label = match &result {

@@ -24,6 +24,9 @@ const BACKLOG: i32 = 4096;
 /// Wait after an accept that failed for want of descriptors or memory: never spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The reason in metrics.
+pub const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
+
 /// What one shard listens on.
 #[derive(Debug)]
 pub enum Bound {
@@ -174,9 +177,10 @@ async fn pause(shard: &Shard, error: &io::Error) {
 fn admit(shard: &Rc<Shard>, connected: Connected) {
     shard.telemetry.connection_accepted();
     // Over the limit the newest is refused by closing it: those that are served go on.
-    if shard.connections.get() < shard.common.connections_max {
-        monoio::spawn(catch(downstream::run(Rc::clone(shard), connected)));
+    if shard.connections.get() >= shard.common.connections_max {
+        return shard.telemetry.rejected(TOO_MANY_CONNECTIONS);
     }
+    monoio::spawn(catch(downstream::run(Rc::clone(shard), connected)));
 }
 
 /// Polls `future` and ends it when it panics, so that a panic in one connection hurts only that connection. Its own drop code

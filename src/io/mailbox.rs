@@ -2,7 +2,8 @@
 //!
 //! A doorbell is rung only for a shard that sleeps. The handshake is a store, a full fence and a load on both sides, so that
 //! either the sender sees the sleeper or the sleeper sees the message.
-//! What does not fit into a ring waits on the sender's side, in order; it is bounded by what the sender's connections may have asked.
+//! What does not fit into a ring waits on the sender's side, in order; it is bounded by what the sender's connections
+//! and its stores have to tell.
 
 use crate::control::link::Command;
 use crate::shard::message::Message;

@@ -86,6 +86,9 @@ pub struct State {
     pub actions: Vec<Action>,
 }
 
+/// The purge sequence number of what no shard may keep.
+const KEEP_NOWHERE: u64 = u64::MAX;
+
 /// Which shard keeps the slots of an upstream.
 #[must_use]
 pub fn home_of(upstream: u16, shards: usize) -> usize {
@@ -300,7 +303,7 @@ impl State {
                 }
                 self.warm_stored(warm, &object, now);
                 // What a purge has overtaken may answer who waited for it, but no shard may keep it.
-                let purge_seq = if ended.tainted { 0 } else { self.purge_seq };
+                let purge_seq = if ended.tainted { KEEP_NOWHERE } else { self.purge_seq };
                 self.release_with(ended, &object, purge_seq, now);
             }
             FetchOutcome::NotShareable => {

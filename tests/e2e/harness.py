@@ -6,6 +6,7 @@ their own id, and nothing is shared between two tests. What must not be here: kn
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -31,12 +32,17 @@ _given_ports = set()
 def free_port(host="127.0.0.1"):
     """A TCP port that nothing listens on now, and that this process was not given before."""
     while True:
+        # Below the range that outgoing connections are given: one of those could take the port before its server does.
+        port = random.randrange(10_000, 32_000)
+        if port in _given_ports:
+            continue
         with socket.socket() as s:
-            s.bind((host, 0))
-            port = s.getsockname()[1]
-        if port not in _given_ports:
-            _given_ports.add(port)
-            return port
+            try:
+                s.bind((host, port))
+            except OSError:
+                continue
+        _given_ports.add(port)
+        return port
 
 
 def wait_until(condition, timeout=10.0, what="the condition", interval=0.02):
