@@ -301,7 +301,11 @@ impl State {
                 if !ended.tainted {
                     self.store(&object, now);
                 }
-                self.warm_stored(warm, &object, now);
+                match warm {
+                    // Fetched before it was purged: once more.
+                    Some(at) if ended.tainted => self.warm.busy(at, now.mono_ms),
+                    _ => self.warm_stored(warm, &object, now),
+                }
                 // What a purge has overtaken may answer who waited for it, but no shard may keep it.
                 let purge_seq = if ended.tainted { KEEP_NOWHERE } else { self.purge_seq };
                 self.release_with(ended, &object, purge_seq, now);

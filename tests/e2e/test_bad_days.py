@@ -227,7 +227,9 @@ def test_telemetry_answers_while_every_upstream_hangs(origin):
                 response = get(gateway.admin, path)
                 assert response.status == 200, response
                 slowest = max(slowest, response.elapsed)
-        inflight = gateway.metrics().sum("pilotlight_upstream_inflight", upstream="app")
+        inflight = wait_until(
+            lambda: n if (n := gateway.metrics().sum("pilotlight_upstream_inflight", upstream="app")) == 50 else None, 5, "the gauge"
+        )
         gate.set()
         for client in clients:
             assert client.read_response().text == "at last"
