@@ -18,5 +18,6 @@ pub mod pool;
 pub mod reply;
 pub mod runtime;
 pub mod serve;
+pub mod spin;
 pub mod stream;
 pub mod tunnel;

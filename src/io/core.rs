@@ -8,6 +8,7 @@ use super::listener;
 use super::mailbox::{Inbox, Mail, Outbox};
 use super::pool::Pool;
 use super::reply::{Leftover, Replies};
+use super::spin::Spin;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::Config;
@@ -57,6 +58,7 @@ pub struct Shard {
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
+    pub spin: Spin,
     pub pools: Vec<Pool>,
     pub telemetry: Telemetry,
     pub draining: Cell<bool>,
@@ -92,6 +94,7 @@ impl Shard {
             outbox: RefCell::new(outbox),
             replies: Replies::default(),
             deadlines: Deadlines::default(),
+            spin: Spin::new(common.config.server.busy_poll),
             pools,
             telemetry,
             draining: Cell::new(false),

@@ -120,6 +120,7 @@ impl Client {
                         return Ok(());
                     }
                     start_ns = clock::mono_ns();
+                    shard.spin.touch(start_ns);
                 }
                 Next::Rest(rest, keep) => {
                     self.write_rest(rest).await?;

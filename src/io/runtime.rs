@@ -5,6 +5,7 @@ use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
+use super::spin;
 use crate::shard::state::State;
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
@@ -99,6 +100,7 @@ async fn drive(start: Start) -> io::Result<()> {
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
     listener::start(&shard, bound)?;
+    spin::start(&shard)?;
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
     shard.publish(now);
