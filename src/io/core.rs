@@ -4,7 +4,7 @@ use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
 use super::fetch;
-use super::listener;
+use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox};
 use super::pool::Pool;
 use super::reply::{Leftover, Replies};
@@ -65,7 +65,7 @@ pub struct Shard {
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
-    pub listeners: RefCell<Vec<RawFd>>,
+    pub listeners: RefCell<Vec<(RawFd, Family)>>,
     unix_offset_ms: Cell<i64>,
     /// The date as last formatted, and for which second.
     date: RefCell<(u64, String)>,
@@ -277,12 +277,13 @@ impl Shard {
         self.with_state(|state| state.warm_once(Arc::new(query), now));
     }
 
-    fn start_drain(&self) {
+    fn start_drain(self: &Rc<Self>) {
         if self.draining.replace(true) {
             return;
         }
+        listener::take_backlog(self);
         self.deadlines.hasten_idle(self.mono_ms() + downstream::DRAIN_IDLE_MS);
-        for fd in self.listeners.borrow().iter() {
+        for (fd, _) in self.listeners.borrow().iter() {
             super::deadlines::shutdown(*fd, libc::SHUT_RD);
         }
     }

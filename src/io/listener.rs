@@ -4,12 +4,12 @@ use super::core::Shard;
 use super::downstream;
 use super::stream::Connected;
 use crate::config::Addr;
-use monoio::net::{TcpListener, UnixListener};
+use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -131,14 +131,14 @@ pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
     for listener in bound {
         match listener {
             Bound::Tcp(listener) => {
-                shard.listeners.borrow_mut().push(listener.as_raw_fd());
+                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Tcp));
                 let listener = Rc::new(TcpListener::from_std(listener)?);
                 for _ in 0..ACCEPTS {
                     monoio::spawn(accept_tcp(Rc::clone(shard), Rc::clone(&listener)));
                 }
             }
             Bound::Unix(listener) => {
-                shard.listeners.borrow_mut().push(listener.as_raw_fd());
+                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Unix));
                 let listener = Rc::new(UnixListener::from_std(listener)?);
                 for _ in 0..ACCEPTS {
                     monoio::spawn(accept_unix(Rc::clone(shard), Rc::clone(&listener)));
@@ -164,6 +164,45 @@ async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
             Ok((stream, _)) => admit(&shard, Connected::unix(stream)),
             Err(error) => pause(&shard, &error).await,
         }
+    }
+}
+
+/// Which kind of socket a listener is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Tcp,
+    Unix,
+}
+
+/// Takes the connections that the kernel has completed and nobody has accepted: closing the listener would reset them.
+pub fn take_backlog(shard: &Rc<Shard>) {
+    let listeners = shard.listeners.borrow().clone();
+    for (fd, family) in listeners {
+        while let Some(taken) = accept_now(fd) {
+            match connected(taken, family) {
+                Ok(connected) => admit(shard, connected),
+                Err(error) => tracing::warn!(shard = shard.id, %error, "a connection was lost while draining"),
+            }
+        }
+    }
+}
+
+fn accept_now(listener: RawFd) -> Option<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no address is asked for, so no memory of ours is written; the listener does not block.
+    let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+    // SAFETY: the descriptor was just opened, and nobody else owns it.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
+    match family {
+        Family::Tcp => {
+            let stream = std::net::TcpStream::from(fd);
+            let peer = stream.peer_addr()?;
+            Ok(Connected::tcp(TcpStream::from_std(stream)?, peer))
+        }
+        Family::Unix => Ok(Connected::unix(UnixStream::from_std(fd.into())?)),
     }
 }
 
