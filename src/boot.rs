@@ -19,7 +19,7 @@ use crate::shard::warm::{self, Warm};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// Why the gateway cannot start; one line each.
@@ -84,6 +84,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         acks: Arc::clone(&acks),
         servers,
         connections_max,
+        clients: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
         config: Arc::clone(&config),
     });
     let states = states(&common, shards)?;

@@ -5,7 +5,7 @@ use super::deadlines::Deadlines;
 use super::downstream;
 use super::fetch;
 use super::listener::{self, Family};
-use super::mailbox::{Inbox, Mail, Outbox};
+use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::pool::Pool;
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
@@ -24,7 +24,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// What all shards share, none of it ever written after the start but the atomics.
@@ -38,6 +38,8 @@ pub struct Common {
     pub servers: Vec<Vec<super::pool::Server>>,
     /// Most connections of one shard.
     pub connections_max: usize,
+    /// How many clients each shard has, those on their way to it included. Not touched by requests.
+    pub clients: Box<[AtomicUsize]>,
 }
 
 impl Common {
@@ -186,7 +188,7 @@ impl Shard {
 
     fn carry_out(self: &Rc<Self>, action: Action) {
         match action {
-            Action::Send { to, message } => self.outbox.borrow_mut().send(to, message),
+            Action::Send { to, message } => self.outbox.borrow_mut().send(to, Parcel::Message(message)),
             Action::Reply { token, reply } => {
                 if let Some((reply, leftover)) = self.replies.deliver(token, reply) {
                     self.dispose(reply, leftover);
@@ -240,10 +242,11 @@ impl Shard {
             let Some(mail) = inbox.take() else { break };
             any = true;
             match mail {
-                Mail::Message(message) => {
+                Mail::Parcel(Parcel::Message(message)) => {
                     let now = self.now();
                     self.with_state(|state| state.handle(message, now));
                 }
+                Mail::Parcel(Parcel::Connection(fd, family)) => listener::adopt(self, fd, family),
                 Mail::Command(command) => self.command(command),
             }
         }

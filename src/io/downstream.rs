@@ -30,6 +30,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Room for the next request's first bytes: what an idle connection keeps.
@@ -60,6 +61,7 @@ impl Drop for Client {
         deadlines::shutdown(self.fd, libc::SHUT_RDWR);
         self.shard.deadlines.remove(self.deadline);
         self.shard.connections.set(self.shard.connections.get() - 1);
+        self.shard.common.clients[self.shard.id].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -82,6 +84,7 @@ pub async fn run(shard: Rc<Shard>, connected: Connected) {
     let deadline = shard.deadlines.add(connected.fd);
     let trusted = shard.is_trusted(connected.peer);
     shard.connections.set(shard.connections.get() + 1);
+    shard.common.clients[shard.id].fetch_add(1, Ordering::Relaxed);
     let mut client = Client {
         source: Source::new(Rc::clone(&shard), connected.read, deadline),
         write: connected.write,

@@ -2,6 +2,7 @@
 
 use super::core::Shard;
 use super::downstream;
+use super::mailbox::Parcel;
 use super::stream::Connected;
 use crate::config::Addr;
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -9,11 +10,12 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -152,7 +154,10 @@ pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
 async fn accept_tcp(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     while !shard.draining.get() {
         match listener.accept().await {
-            Ok((stream, peer)) => admit(&shard, Connected::tcp(stream, peer)),
+            Ok((stream, peer)) => match emptier(&shard) {
+                Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Tcp),
+                None => admit(&shard, Connected::tcp(stream, peer)),
+            },
             Err(error) => pause(&shard, &error).await,
         }
     }
@@ -161,9 +166,37 @@ async fn accept_tcp(shard: Rc<Shard>, listener: Rc<TcpListener>) {
 async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
     while !shard.draining.get() {
         match listener.accept().await {
-            Ok((stream, _)) => admit(&shard, Connected::unix(stream)),
+            Ok((stream, _)) => match emptier(&shard) {
+                Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
+                None => admit(&shard, Connected::unix(stream)),
+            },
             Err(error) => pause(&shard, &error).await,
         }
+    }
+}
+
+/// The shard that has fewest clients, if it is not this one. SO_REUSEPORT spreads connections by a hash, which is uneven when
+/// they are few and stay long, as those of a proxy in front do.
+fn emptier(shard: &Shard) -> Option<usize> {
+    let clients = |at: usize| shard.common.clients[at].load(Ordering::Relaxed);
+    let fewest = (0..shard.count).min_by_key(|at| (clients(*at), *at != shard.id))?;
+    (clients(fewest) < clients(shard.id) && !shard.draining.get()).then_some(fewest)
+}
+
+fn hand_over(shard: &Shard, to: usize, fd: RawFd, family: Family) {
+    // SAFETY: the stream gave its descriptor away, so nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    shard.common.clients[to].fetch_add(1, Ordering::Relaxed);
+    shard.outbox.borrow_mut().send(to, Parcel::Connection(fd, family));
+}
+
+/// Takes a client that another shard has accepted.
+pub fn adopt(shard: &Rc<Shard>, fd: OwnedFd, family: Family) {
+    // Counted by the sender while it was on its way; `admit` counts it anew.
+    shard.common.clients[shard.id].fetch_sub(1, Ordering::Relaxed);
+    match connected(fd, family) {
+        Ok(connected) => admit(shard, connected),
+        Err(error) => tracing::debug!(shard = shard.id, %error, "a client left while it was handed over"),
     }
 }
 

@@ -5,11 +5,13 @@
 //! What does not fit into a ring waits on the sender's side, in order; it is bounded by what the sender's connections
 //! and its stores have to tell.
 
+use super::listener::Family;
 use crate::control::link::Command;
 use crate::shard::message::Message;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
@@ -44,10 +46,18 @@ impl Doorbell {
     }
 }
 
+/// What goes from one shard to another.
+#[derive(Debug)]
+pub enum Parcel {
+    Message(Message),
+    /// A client that was accepted where there are more clients already.
+    Connection(OwnedFd, Family),
+}
+
 /// What a shard receives from.
 #[derive(Debug)]
 pub struct Inbox {
-    peers: Vec<Consumer<Message>>,
+    peers: Vec<Consumer<Parcel>>,
     control: Consumer<Command>,
     pub bell: Arc<Doorbell>,
     /// The other end of the doorbell's wire.
@@ -57,7 +67,7 @@ pub struct Inbox {
 /// Something that arrived.
 #[derive(Debug)]
 pub enum Mail {
-    Message(Message),
+    Parcel(Parcel),
     Command(Command),
 }
 
@@ -67,25 +77,25 @@ impl Inbox {
         if let Ok(command) = self.control.pop() {
             return Some(Mail::Command(command));
         }
-        self.peers.iter_mut().find_map(|ring| ring.pop().ok()).map(Mail::Message)
+        self.peers.iter_mut().find_map(|ring| ring.pop().ok()).map(Mail::Parcel)
     }
 }
 
 #[derive(Debug)]
 struct Lane {
-    ring: Producer<Message>,
-    overflow: VecDeque<Message>,
+    ring: Producer<Parcel>,
+    overflow: VecDeque<Parcel>,
     bell: Arc<Doorbell>,
 }
 
 impl Lane {
     fn flush(&mut self) -> bool {
         let mut sent = false;
-        while let Some(message) = self.overflow.pop_front() {
-            match self.ring.push(message) {
+        while let Some(parcel) = self.overflow.pop_front() {
+            match self.ring.push(parcel) {
                 Ok(()) => sent = true,
-                Err(rtrb::PushError::Full(message)) => {
-                    self.overflow.push_front(message);
+                Err(rtrb::PushError::Full(parcel)) => {
+                    self.overflow.push_front(parcel);
                     break;
                 }
             }
@@ -101,9 +111,9 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    pub fn send(&mut self, to: usize, message: Message) {
+    pub fn send(&mut self, to: usize, parcel: Parcel) {
         let lane = self.lanes[to].as_mut().expect("a shard does not write to itself");
-        lane.overflow.push_back(message);
+        lane.overflow.push_back(parcel);
         lane.flush();
         lane.bell.ring();
     }

@@ -153,7 +153,8 @@ async fn tick(shard: &Rc<Shard>) {
         }
         shard.measure();
         shard.publish(now);
-        if shard.draining.get() && shard.connections.get() == 0 {
+        // Those on their way from another shard count.
+        if shard.draining.get() && shard.common.clients[shard.id].load(Ordering::Relaxed) == 0 {
             return;
         }
     }
