@@ -174,7 +174,8 @@ fn permitted(
         return Err(NotStored::Method);
     }
     // RFC 9111 §3.3: we do not combine parts, so we do not keep them.
-    if status == 206 || view.has(FieldId::ContentRange) {
+    // RFC 9110 §14.4: elsewhere Content-Range means nothing, but one that counts bytes makes a part look like the whole.
+    if status == 206 || view.all(FieldId::ContentRange).any(counts_bytes) {
         return Err(NotStored::Partial);
     }
     if status < 200 || status == 304 || (d.must_understand && !understood(status)) {
@@ -201,6 +202,10 @@ fn permitted(
         return Err(NotStored::Authorization);
     }
     Ok(())
+}
+
+fn counts_bytes(content_range: &[u8]) -> bool {
+    content_range.get(..5).is_some_and(|unit| unit.eq_ignore_ascii_case(b"bytes"))
 }
 
 /// Status codes whose caching we know all about (RFC 9110 §15).
@@ -321,6 +326,7 @@ mod tests {
                 "Cache-Control: max-age=9\r\nContent-Range: bytes 0-1/9\r\n",
                 Err(Partial),
             ),
+            ("a range of nothing", &plain, 200, "Cache-Control: max-age=9\r\nContent-Range: x\r\n", Ok(9)),
             ("not modified", &plain, 304, "Cache-Control: max-age=9\r\n", Err(Status)),
             ("interim", &plain, 103, "Cache-Control: max-age=9\r\n", Err(Status)),
             ("Vary: *", &plain, 200, "Cache-Control: max-age=9\r\nVary: a\r\nVary: b, *\r\n", Err(VaryStar)),

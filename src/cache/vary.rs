@@ -70,7 +70,7 @@ impl VarySpec {
             Value::Codings(set) => request.all_named(name).next().is_some() && codings_of(name, request) == Some(*set),
             // Equal text means that the request's is no plain set of codings either.
             Value::Text(text) => {
-                request.all_named(name).next().is_some() && equals_normalised(request.all_named(name), text)
+                request.all_named(name).next().is_some() && equals_normalised(name, request.all_named(name), text)
             }
         })
     }
@@ -117,7 +117,7 @@ fn value_of(name: &[u8], request: FieldsView) -> Value {
     }
     let mut text = Vec::new();
     let values = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
-    normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(b));
+    normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(folded(name, b)));
     Value::Text(text.into())
 }
 
@@ -211,10 +211,16 @@ fn normalise_line(line: &[u8], out: &mut impl FnMut(u8)) {
     }
 }
 
-fn equals_normalised<'a>(lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> bool {
+/// RFC 9110 §12.5.4, RFC 4647 §2: language ranges know no case. Of other fields nobody knows.
+fn folded(name: &[u8], byte: u8) -> u8 {
+    if name == b"accept-language" { byte.to_ascii_lowercase() } else { byte }
+}
+
+fn equals_normalised<'a>(name: &[u8], lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> bool {
     let mut rest = Some(text);
     normalise(lines, &mut |b| {
-        rest = rest.and_then(|r| r.split_first()).filter(|(first, _)| **first == b).map(|(_, after)| after);
+        rest =
+            rest.and_then(|r| r.split_first()).filter(|(first, _)| **first == folded(name, b)).map(|(_, after)| after);
     });
     rest.is_some_and(<[u8]>::is_empty)
 }
@@ -284,6 +290,15 @@ mod tests {
             ("white space matters between words", "foo", "Foo: a b\r\n", "Foo: ab\r\n", false),
             ("white space in quotes", "foo", "Foo: \"a  b\"\r\n", "Foo: \"a b\"\r\n", false),
             ("case matters", "foo", "Foo: a\r\n", "Foo: A\r\n", false),
+            // RFC 9110 §12.5.4.
+            ("languages", "accept-language", "Accept-Language: en, de-CH\r\n", "Accept-Language: EN,de-ch\r\n", true),
+            (
+                "languages in order",
+                "accept-language",
+                "Accept-Language: en, de\r\n",
+                "Accept-Language: de, en\r\n",
+                false,
+            ),
             // RFC 9110 §12.5.3.
             (
                 "codings in any order",
