@@ -26,7 +26,7 @@
 //!
 //! - `Set-Cookie` (RFC 9111 §7.3 lets a cache store it): only with `public` or `s-maxage`, because frameworks add session
 //!   cookies to pages that were declared cacheable long before, and sharing a session is the worst a cache can do. Two
-//!   required tests of the public suite miss.
+//!   required tests of the public suite miss, unless the route says `store_set_cookie`.
 //! - `X-API-Key` is treated as Authorization is (§3.5): the RFC could not know it.
 //! - `s-maxage` means `proxy-revalidate` (§5.2.2.10); but a `stale-while-revalidate` or `stale-if-error` in the same
 //!   response, or configured for the route, is taken as the permission it spells out. Next to a literal `must-revalidate` or
@@ -43,7 +43,9 @@
 //! - Of duplicated or unreadable directives the most restrictive reading counts (§4.2.1 leaves the choice).
 //! - Accept-Encoding is compared as a set of codings without preferences (§4.1 allows it): any of them suits the client.
 //! - Accept-Language is compared without regard to case (RFC 9110 §12.5.4), but in the client's order: frameworks take the
-//!   first of equals.
+//!   first of equals. Who wants one language most gets a response that the origin made in that language (§4.1 allows it).
+//! - Responses to POST are not stored (RFC 9110 §9.3.3 allows it with Content-Location): they are one client's.
+//! - A HEAD for something stored is answered by a validation with GET, not from the response to the HEAD (§4.3.5).
 //! - A 304 does not update the fields that describe the stored bytes (§3.2 allows it): Content-Encoding, -Range, -Length and
 //!   digests stay. One that is about another response (§4.3.4) is answered with a request without conditions.
 

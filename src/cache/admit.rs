@@ -193,7 +193,7 @@ fn permitted(
     }
     let shared_in_words = d.public || d.s_maxage.is_some();
     // RFC 9111 §7.3, read strictly: see the head of `cache`. A Set-Cookie that is withheld is not stored anyway.
-    if view.has(FieldId::SetCookie) && !shared_in_words && !d.withholds(b"set-cookie") {
+    if view.has(FieldId::SetCookie) && !cache.store_set_cookie && !shared_in_words && !d.withholds(b"set-cookie") {
         return Err(NotStored::SetCookie);
     }
     // RFC 9111 §3.5. must-revalidate allows sharing because the origin is asked in time; not where the route overrides that.
@@ -293,6 +293,7 @@ mod tests {
         let plain = route(|_| ());
         let ttl = route(|c| c.ttl = Some(Duration::from_secs(100)));
         let forced = route(|c| (c.ttl, c.override_) = (Some(Duration::from_secs(100)), true));
+        let cookies = route(|c| c.store_set_cookie = true);
         let modified = format!("Last-Modified: {}\r\n", at(-1000));
         for (case, route, status, fields, expected) in [
             // RFC 9111 §3.
@@ -341,6 +342,8 @@ mod tests {
                 "Cache-Control: max-age=9, no-cache=\"Set-Cookie\"\r\nSet-Cookie: a=b\r\n",
                 Ok(9),
             ),
+            ("where the route allows cookies", &cookies, 200, "Cache-Control: max-age=9\r\nSet-Cookie: a=b\r\n", Ok(9)),
+            ("but not private ones", &cookies, 200, "Cache-Control: private\r\nSet-Cookie: a=b\r\n", Err(Private)),
             // The route.
             ("ttl", &ttl, 200, "", Ok(100)),
             ("override", &forced, 200, "Cache-Control: no-cache, max-age=1\r\n", Ok(100)),

@@ -164,7 +164,7 @@ pub fn freshened(
 ) -> Result<Object, NotStored> {
     debug_assert!(revalidation_applies(old, head304, buf), "the 304 is about another response");
     let view = head304.view(buf);
-    let mut head = updated_head(&old.head, view, ctx.now);
+    let mut head = updated_head(&old.head, view, cache.store_set_cookie, ctx.now);
     let stored_len = head.len();
     // An Age is not stored, but counts for the age at this moment.
     if let Some(age) = view.first(FieldId::Age) {
@@ -197,12 +197,12 @@ pub fn freshened(
 }
 
 /// RFC 9111 §3.2: each field of the 304 replaces all stored lines of its name.
-fn updated_head(stored: &[u8], fresh: FieldsView, now: Now) -> Vec<u8> {
+fn updated_head(stored: &[u8], fresh: FieldsView, cookies: bool, now: Now) -> Vec<u8> {
     let connection: Vec<&[u8]> =
         fresh.all(FieldId::Connection).flat_map(|v| v.split(|&b| b == b',')).map(<[u8]>::trim_ascii).collect();
     let withheld = ResponseDirectives::of(fresh);
     let taken = |id: FieldId, name: &[u8]| {
-        !is_kept(id)
+        (!is_kept(id) || (cookies && id == FieldId::SetCookie))
             && !is_digest(name)
             && !withheld.withholds(name)
             && !connection.iter().any(|c| c.eq_ignore_ascii_case(name))
@@ -372,7 +372,8 @@ mod tests {
             now: NOW,
             fetch_ms: 0,
         };
-        let new = freshened(&old, &r.head, &r.buf, request(asked).view(), &ctx, &route(|_| ()))?;
+        let cache = route(|c| c.store_set_cookie = asked.contains("Cookie"));
+        let new = freshened(&old, &r.head, &r.buf, request(asked).view(), &ctx, &cache)?;
         assert_eq!(new.body.as_ptr(), old.body.as_ptr(), "the body is shared");
         Ok(new)
     }
@@ -411,6 +412,16 @@ mod tests {
             let new = refresh_for(asked, stored, fresh).unwrap();
             let got = new.vary.is_none_or(|spec| spec.matches(request(suits).view()));
             assert_eq!(got, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_304_with_a_cookie() {
+        // RFC 9111 §7.3: taken over only where the route stores cookies (`refresh_for` reads that off the request).
+        let stored = "Cache-Control: public, max-age=1\r\nETag: \"a\"\r\nSet-Cookie: a=b\r\n";
+        for (asked, expected) in [("", "a=b"), ("Cookie: x\r\n", "a=c")] {
+            let new = refresh_for(asked, stored, "Set-Cookie: a=c\r\n").unwrap();
+            assert_eq!(lines::first(&new.head, b"set-cookie"), Some(expected.as_bytes()), "{asked:?}");
         }
     }
 

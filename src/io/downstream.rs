@@ -332,8 +332,13 @@ impl Client {
         let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
-            LookupMode::Cache if request.method == Method::Get => self.through_cache(request, Arc::new(query)).await,
-            LookupMode::Cache => self.pass(request, &query, b"; fwd=miss").await,
+            LookupMode::Cache if request.method == Method::Get || query.directives.only_if_cached => {
+                self.through_cache(request, Arc::new(query)).await
+            }
+            LookupMode::Cache => match self.validating(&query) {
+                Some(query) => self.through_cache(request, Arc::new(query)).await,
+                None => self.pass(request, &query, b"; fwd=miss").await,
+            },
             LookupMode::Bypass(reason) => {
                 let status = format!("; fwd=bypass; detail={}", reason.as_str());
                 self.pass(request, &query, status.as_bytes()).await
@@ -372,6 +377,16 @@ impl Client {
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
             Some(Reply::Slot | Reply::QueueFull) | None => self.fail(&mut request, WAIT_TIMEOUT, None).await,
         }
+    }
+
+    /// The GET that brings what is stored for a HEAD up to date. RFC 9111 §4.3.5 lets the response to a HEAD do that; but it is
+    /// no proof of what a GET would get, and with a 304 the GET costs no more. `None` when nothing is stored.
+    fn validating(&self, query: &Query) -> Option<Query> {
+        self.shard.state.borrow_mut().find(query.hash, &query.key, query.view())?;
+        let buf = [&b"GET"[..], query.buf.strip_prefix(b"HEAD")?].concat();
+        let (buf, head) = Query::reparse(buf.into_boxed_slice()).ok()?;
+        let hasher = &self.shard.common.hasher;
+        Some(Query::new(hasher, buf, head, query.route, query.per_credential, query.peer, query.trusted))
     }
 
     /// RFC 9111 §5.2.1.7.
@@ -465,8 +480,8 @@ impl Client {
 
     /// Serves the client from a fetch that it has started, as its bytes come.
     async fn follow(&mut self, request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
-        // Conditions and ranges are answered from the whole representation.
-        let whole = serve::asks_more(query.view());
+        // Conditions and ranges are answered from the whole representation, and a HEAD needs its length.
+        let whole = serve::asks_more(query.view()) || request.method == Method::Head;
         let minor = request.minor;
         let ready = || {
             if !flight.interim.borrow().is_empty() {
