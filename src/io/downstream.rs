@@ -22,7 +22,7 @@ use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
 use crate::http::parse::{self, ParseError, Parsed};
-use crate::shard::message::{Failure, Reply};
+use crate::shard::message::{ABANDONED, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
 use std::io;
@@ -333,10 +333,10 @@ impl Client {
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
             LookupMode::Cache if request.method == Method::Get || query.directives.only_if_cached => {
-                self.through_cache(request, Arc::new(query)).await
+                self.through_cache(request, Arc::new(query), None).await
             }
-            LookupMode::Cache => match self.validating(&query) {
-                Some(query) => self.through_cache(request, Arc::new(query)).await,
+            LookupMode::Cache => match self.as_get(&query) {
+                Some(get) => self.through_cache(request, Arc::new(get), Some(&query)).await,
                 None => self.pass(request, &query, b"; fwd=miss").await,
             },
             LookupMode::Bypass(reason) => {
@@ -346,7 +346,13 @@ impl Client {
         }
     }
 
-    async fn through_cache(&mut self, mut request: Request, query: Arc<Query>) -> io::Result<bool> {
+    /// `head` is what the client sent, if that was a HEAD: it goes upstream when nothing is stored.
+    async fn through_cache(
+        &mut self,
+        mut request: Request,
+        query: Arc<Query>,
+        head: Option<&Query>,
+    ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
         if query.directives.only_if_cached {
             return self.only_if_cached(request, &query).await;
@@ -359,6 +365,11 @@ impl Client {
             Some(Reply::Serve { object, coalesced, .. }) => {
                 let outcome = self.outcome_of(&object, coalesced);
                 self.serve_object(request, &query, object, outcome, told_status(outcome)).await
+            }
+            Some(Reply::Fetch { hash, lease, stale: None }) if head.is_some() => {
+                // A HEAD brings nothing to store, so whoever waits for this key goes on.
+                shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
+                self.pass(request, head.unwrap_or(&query), b"; fwd=miss").await
             }
             Some(Reply::Fetch { lease, stale, .. }) => {
                 let flight = Rc::new(Flight::default());
@@ -373,16 +384,15 @@ impl Client {
                 monoio::spawn(super::listener::catch(task));
                 self.follow(request, &query, flight).await
             }
-            Some(Reply::Alone) => self.pass(request, &query, b"; fwd=miss; detail=not_shareable").await,
+            Some(Reply::Alone) => self.pass(request, head.unwrap_or(&query), b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
             Some(Reply::Slot | Reply::QueueFull) | None => self.fail(&mut request, WAIT_TIMEOUT, None).await,
         }
     }
 
     /// The GET that brings what is stored for a HEAD up to date. RFC 9111 §4.3.5 lets the response to a HEAD do that; but it is
-    /// no proof of what a GET would get, and with a 304 the GET costs no more. `None` when nothing is stored.
-    fn validating(&self, query: &Query) -> Option<Query> {
-        self.shard.state.borrow_mut().find(query.hash, &query.key, query.view())?;
+    /// no proof of what a GET would get, and with a 304 the GET costs no more.
+    fn as_get(&self, query: &Query) -> Option<Query> {
         let buf = [&b"GET"[..], query.buf.strip_prefix(b"HEAD")?].concat();
         let (buf, head) = Query::reparse(buf.into_boxed_slice()).ok()?;
         let hasher = &self.shard.common.hasher;
