@@ -26,7 +26,7 @@
 //!
 //! - `Set-Cookie` (RFC 9111 §7.3 lets a cache store it): only with `public` or `s-maxage`, because frameworks add session
 //!   cookies to pages that were declared cacheable long before, and sharing a session is the worst a cache can do. Two
-//!   required tests of the public suite miss.
+//!   required tests of the public suite miss, unless the route says `store_set_cookie`.
 //! - `X-API-Key` is treated as Authorization is (§3.5): the RFC could not know it.
 //! - `s-maxage` means `proxy-revalidate` (§5.2.2.10); but a `stale-while-revalidate` or `stale-if-error` in the same
 //!   response, or configured for the route, is taken as the permission it spells out. Next to a literal `must-revalidate` or
@@ -36,14 +36,18 @@
 //!   cookies or credentials.
 //! - An origin that cannot be reached at all is covered for with stale responses for five minutes where nothing forbids it
 //!   and no `stale-if-error` says otherwise (§4.2.4 allows it without limit).
-//! - Statuses of 500 and above, 501 included (§4.2.2), need explicit freshness or `public`: an outage is not worth keeping.
+//! - Statuses of 500 and above other than 501 (§4.2.2) need explicit freshness or `public`: an outage is not worth keeping.
 //! - 206 is never stored (§3.3 allows it): one more way to serve half a body as a whole.
 //! - Redirects to the same URL with another scheme need explicit freshness: the key has no scheme, so they would loop for
 //!   those who arrived.
 //! - Of duplicated or unreadable directives the most restrictive reading counts (§4.2.1 leaves the choice).
 //! - Accept-Encoding is compared as a set of codings without preferences (§4.1 allows it): any of them suits the client.
-//! - A 304 does not update the fields that describe the stored bytes (§3.2 allows it): Content-Type, -Encoding, -Range and
-//!   -Length stay.
+//! - Accept-Language is compared without regard to case (RFC 9110 §12.5.4), but in the client's order: frameworks take the
+//!   first of equals. Who wants one language most gets a response that the origin made in that language (§4.1 allows it).
+//! - Responses to POST are not stored (RFC 9110 §9.3.3 allows it with Content-Location): they are one client's.
+//! - A HEAD for something stored is answered by a validation with GET, not from the response to the HEAD (§4.3.5).
+//! - A 304 does not update the fields that describe the stored bytes (§3.2 allows it): Content-Encoding, -Range, -Length and
+//!   digests stay. One that is about another response (§4.3.4) is answered with a request without conditions.
 
 pub mod admit;
 pub mod date;
@@ -176,7 +180,7 @@ mod tests {
             }
             let again = response(304, &random_fields(&mut state));
             if validate::revalidation_applies(&stored, &again.head, &again.buf) {
-                let fresh = validate::freshened(&stored, &again.head, &again.buf, &ctx, &cache);
+                let fresh = validate::freshened(&stored, &again.head, &again.buf, asked.view(), &ctx, &cache);
                 refreshed_count += usize::from(fresh.is_ok());
             }
         }

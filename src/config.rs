@@ -130,6 +130,8 @@ pub struct RouteCache {
     pub ttl: Option<Duration>,
     /// Use `ttl` whatever the response says (never stores no-store or private).
     pub override_: bool,
+    /// Store responses with Set-Cookie like any other, and hand the cookie to everybody (RFC 9111 §7.3). Default false.
+    pub store_set_cookie: bool,
     pub stale_while_revalidate: Option<Duration>,
     pub stale_if_error: Option<Duration>,
     /// 0.0: off. Default 0.8.

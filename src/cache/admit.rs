@@ -174,7 +174,8 @@ fn permitted(
         return Err(NotStored::Method);
     }
     // RFC 9111 §3.3: we do not combine parts, so we do not keep them.
-    if status == 206 || view.has(FieldId::ContentRange) {
+    // RFC 9110 §14.4: elsewhere Content-Range means nothing, but one that counts bytes makes a part look like the whole.
+    if status == 206 || view.all(FieldId::ContentRange).any(counts_bytes) {
         return Err(NotStored::Partial);
     }
     if status < 200 || status == 304 || (d.must_understand && !understood(status)) {
@@ -192,7 +193,7 @@ fn permitted(
     }
     let shared_in_words = d.public || d.s_maxage.is_some();
     // RFC 9111 §7.3, read strictly: see the head of `cache`. A Set-Cookie that is withheld is not stored anyway.
-    if view.has(FieldId::SetCookie) && !shared_in_words && !d.withholds(b"set-cookie") {
+    if view.has(FieldId::SetCookie) && !cache.store_set_cookie && !shared_in_words && !d.withholds(b"set-cookie") {
         return Err(NotStored::SetCookie);
     }
     // RFC 9111 §3.5. must-revalidate allows sharing because the origin is asked in time; not where the route overrides that.
@@ -201,6 +202,10 @@ fn permitted(
         return Err(NotStored::Authorization);
     }
     Ok(())
+}
+
+fn counts_bytes(content_range: &[u8]) -> bool {
+    content_range.get(..5).is_some_and(|unit| unit.eq_ignore_ascii_case(b"bytes"))
 }
 
 /// Status codes whose caching we know all about (RFC 9110 §15).
@@ -288,6 +293,7 @@ mod tests {
         let plain = route(|_| ());
         let ttl = route(|c| c.ttl = Some(Duration::from_secs(100)));
         let forced = route(|c| (c.ttl, c.override_) = (Some(Duration::from_secs(100)), true));
+        let cookies = route(|c| c.store_set_cookie = true);
         let modified = format!("Last-Modified: {}\r\n", at(-1000));
         for (case, route, status, fields, expected) in [
             // RFC 9111 §3.
@@ -321,6 +327,7 @@ mod tests {
                 "Cache-Control: max-age=9\r\nContent-Range: bytes 0-1/9\r\n",
                 Err(Partial),
             ),
+            ("a range of nothing", &plain, 200, "Cache-Control: max-age=9\r\nContent-Range: x\r\n", Ok(9)),
             ("not modified", &plain, 304, "Cache-Control: max-age=9\r\n", Err(Status)),
             ("interim", &plain, 103, "Cache-Control: max-age=9\r\n", Err(Status)),
             ("Vary: *", &plain, 200, "Cache-Control: max-age=9\r\nVary: a\r\nVary: b, *\r\n", Err(VaryStar)),
@@ -335,6 +342,8 @@ mod tests {
                 "Cache-Control: max-age=9, no-cache=\"Set-Cookie\"\r\nSet-Cookie: a=b\r\n",
                 Ok(9),
             ),
+            ("where the route allows cookies", &cookies, 200, "Cache-Control: max-age=9\r\nSet-Cookie: a=b\r\n", Ok(9)),
+            ("but not private ones", &cookies, 200, "Cache-Control: private\r\nSet-Cookie: a=b\r\n", Err(Private)),
             // The route.
             ("ttl", &ttl, 200, "", Ok(100)),
             ("override", &forced, 200, "Cache-Control: no-cache, max-age=1\r\n", Ok(100)),

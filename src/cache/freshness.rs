@@ -226,10 +226,10 @@ fn heuristic_secs(status: u16, view: FieldsView, d: &ResponseDirectives, now: No
     Some(clamp((unchanged / 10).min(HEURISTIC_SECS_MAX)))
 }
 
-/// RFC 9110 §15.1, without 206 (never stored) and 501 (an outage); or `public` (RFC 9111 §4.2.2).
+/// RFC 9110 §15.1, without 206 (never stored); or `public` (RFC 9111 §4.2.2).
 #[must_use]
 pub fn heuristically_cacheable(status: u16, public: bool) -> bool {
-    public || matches!(status, 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414)
+    public || matches!(status, 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
 /// RFC 9110 §6.6.1: without a Date the response is as old as its receipt.
@@ -450,7 +450,8 @@ mod tests {
             ("a day at most", &plain, 200, modified(-100_000_000), (Heuristic, 86_400)),
             ("modified in the future", &plain, 200, modified(5), (Nothing, 0)),
             ("another status", &plain, 201, modified(-1000), (Nothing, 0)),
-            ("an outage", &plain, 501, modified(-1000), (Nothing, 0)),
+            ("an outage", &plain, 503, modified(-1000), (Nothing, 0)),
+            ("not implemented", &plain, 501, modified(-1000), (Heuristic, 100)),
             ("public", &plain, 599, format!("Cache-Control: public\r\n{}", modified(-1000)), (Heuristic, 100)),
             ("nothing", &plain, 200, date.clone(), (Nothing, 0)),
             // The route.

@@ -86,6 +86,7 @@ pub fn route(change: impl FnOnce(&mut RouteCache)) -> RouteCache {
     let mut cache = RouteCache {
         ttl: None,
         override_: false,
+        store_set_cookie: false,
         stale_while_revalidate: None,
         stale_if_error: None,
         refresh_ahead: 0.8,

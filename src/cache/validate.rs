@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::admit::{self, NotStored, StoreContext};
 use super::object::{self, Object};
+use super::vary::{self, Vary};
 use super::{date, directives::ResponseDirectives, lines};
 use crate::base::time::Now;
 use crate::config::RouteCache;
@@ -152,17 +153,18 @@ pub fn revalidation_applies(old: &Object, head304: &ResponseHead, buf: &[u8]) ->
 }
 
 /// The stored response after a 304 that applies to it: new fields, same body. `Err` when the updated response may no longer
-/// be stored; it may answer the request that asked, and the old one must go.
+/// be stored; it may answer the request that asked, and the old one must go. `request` is the one that the 304 answers.
 pub fn freshened(
     old: &Object,
     head304: &ResponseHead,
     buf: &[u8],
+    request: FieldsView,
     ctx: &StoreContext,
     cache: &RouteCache,
 ) -> Result<Object, NotStored> {
     debug_assert!(revalidation_applies(old, head304, buf), "the 304 is about another response");
     let view = head304.view(buf);
-    let mut head = updated_head(&old.head, view, ctx.now);
+    let mut head = updated_head(&old.head, view, cache.store_set_cookie, ctx.now);
     let stored_len = head.len();
     // An Age is not stored, but counts for the age at this moment.
     if let Some(age) = view.first(FieldId::Age) {
@@ -178,7 +180,11 @@ pub fn freshened(
         status: old.status,
         body: old.body.clone(),
         validity,
-        vary: old.vary.clone(),
+        // RFC 9111 §4.1: a new Vary counts from now on, with the values of the request that was answered with it.
+        vary: match vary::of_response(parsed.view(&head), request) {
+            Vary::On(spec) => Some(spec),
+            Vary::None | Vary::Star => None,
+        },
         etag: own(FieldId::Etag),
         last_modified: own(FieldId::LastModified),
         request: old.request.clone(),
@@ -191,12 +197,15 @@ pub fn freshened(
 }
 
 /// RFC 9111 §3.2: each field of the 304 replaces all stored lines of its name.
-fn updated_head(stored: &[u8], fresh: FieldsView, now: Now) -> Vec<u8> {
+fn updated_head(stored: &[u8], fresh: FieldsView, cookies: bool, now: Now) -> Vec<u8> {
     let connection: Vec<&[u8]> =
         fresh.all(FieldId::Connection).flat_map(|v| v.split(|&b| b == b',')).map(<[u8]>::trim_ascii).collect();
     let withheld = ResponseDirectives::of(fresh);
     let taken = |id: FieldId, name: &[u8]| {
-        !is_kept(id) && !withheld.withholds(name) && !connection.iter().any(|c| c.eq_ignore_ascii_case(name))
+        (!is_kept(id) || (cookies && id == FieldId::SetCookie))
+            && !is_digest(name)
+            && !withheld.withholds(name)
+            && !connection.iter().any(|c| c.eq_ignore_ascii_case(name))
     };
     let mut head = lines::status_line(stored).to_vec();
     for line in lines::fields(stored) {
@@ -233,7 +242,6 @@ fn is_kept(id: FieldId) -> bool {
             | FieldId::ContentEncoding
             | FieldId::ContentLength
             | FieldId::ContentRange
-            | FieldId::ContentType
             | FieldId::CacheStatus
             | FieldId::Http2Settings
             | FieldId::KeepAlive
@@ -248,6 +256,11 @@ fn is_kept(id: FieldId) -> bool {
             | FieldId::Upgrade
             | FieldId::Via
     )
+}
+
+/// Fields that are computed from the stored bytes: those of another encoding of them would not fit.
+fn is_digest(name: &[u8]) -> bool {
+    [&b"content-md5"[..], b"content-digest", b"repr-digest", b"digest"].iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 
 #[cfg(test)]
@@ -345,6 +358,10 @@ mod tests {
     }
 
     fn refresh(stored: &str, fresh: &str) -> Result<Object, NotStored> {
+        refresh_for("", stored, fresh)
+    }
+
+    fn refresh_for(asked: &str, stored: &str, fresh: &str) -> Result<Object, NotStored> {
         let old = object("h/", "", 200, stored, "body");
         let r = response(304, fresh);
         let ctx = StoreContext {
@@ -355,7 +372,8 @@ mod tests {
             now: NOW,
             fetch_ms: 0,
         };
-        let new = freshened(&old, &r.head, &r.buf, &ctx, &route(|_| ()))?;
+        let cache = route(|c| c.store_set_cookie = asked.contains("Cookie"));
+        let new = freshened(&old, &r.head, &r.buf, request(asked).view(), &ctx, &cache)?;
         assert_eq!(new.body.as_ptr(), old.body.as_ptr(), "the body is shared");
         Ok(new)
     }
@@ -364,20 +382,47 @@ mod tests {
     fn what_a_304_updates() {
         // RFC 9111 §3.2.
         let now = at(0);
-        let stored = "Cache-Control: max-age=1\r\nETag: \"a\"\r\nContent-Type: t\r\nContent-Length: 4\r\nX: 1\r\nX: 2\r\nY: 3\r\nAge: 5\r\n";
+        let stored = "Cache-Control: max-age=1\r\nETag: \"a\"\r\nContent-Type: t\r\nContent-MD5: m\r\nContent-Length: 4\r\nX: 1\r\nX: 2\r\nY: 3\r\nAge: 5\r\n";
         let fresh = format!(
-            "Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nContent-Type: u\r\nContent-Length: 0\r\n\
+            "Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nContent-Type: u\r\nContent-MD5: n\r\nRepr-Digest: n\r\nContent-Length: 0\r\n\
              x: 4\r\nAge: 3\r\nKeep-Alive: z\r\nConnection: hop\r\nHop: 1\r\nSet-Cookie: a=b\r\nCache-Tag: t1\r\n"
         );
         let new = refresh(stored, &fresh).unwrap();
         let expected = format!(
-            "HTTP/1.1 200 X\r\nContent-Type: t\r\nContent-Length: 4\r\nY: 3\r\n\
-             Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nx: 4\r\nCache-Tag: t1\r\n"
+            "HTTP/1.1 200 X\r\nContent-MD5: m\r\nContent-Length: 4\r\nY: 3\r\n\
+             Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nContent-Type: u\r\nx: 4\r\nCache-Tag: t1\r\n"
         );
         assert_eq!(String::from_utf8(new.head.to_vec()).unwrap(), expected);
         assert_eq!((new.validity.lifetime_secs, new.validity.initial_age_secs), (9, 3));
         assert_eq!(new.validity.received_mono_ms, NOW.mono_ms);
         assert_eq!((new.etag.as_deref(), new.tags.len()), (Some(&b"\"a\""[..]), 1));
+    }
+
+    #[test]
+    fn a_304_that_changes_vary() {
+        // RFC 9111 §4.1, §4.3.4: the request that was answered selects it from now on.
+        let stored = "Cache-Control: max-age=1\r\nETag: \"a\"\r\nVary: x\r\n";
+        for (case, fresh, asked, suits, expected) in [
+            ("as before", "", "X: 1\r\nY: 2\r\n", "X: 1\r\nY: 3\r\n", true),
+            ("more fields", "Vary: x, y\r\n", "X: 1\r\nY: 2\r\n", "X: 1\r\nY: 2\r\n", true),
+            ("more fields, another value", "Vary: x, y\r\n", "X: 1\r\nY: 2\r\n", "X: 1\r\nY: 3\r\n", false),
+            ("another field", "Vary: y\r\n", "X: 1\r\nY: 2\r\n", "X: 9\r\nY: 2\r\n", true),
+            ("none any more", "Vary:\r\n", "X: 1\r\n", "X: 9\r\n", true),
+        ] {
+            let new = refresh_for(asked, stored, fresh).unwrap();
+            let got = new.vary.is_none_or(|spec| spec.matches(request(suits).view()));
+            assert_eq!(got, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_304_with_a_cookie() {
+        // RFC 9111 §7.3: taken over only where the route stores cookies (`refresh_for` reads that off the request).
+        let stored = "Cache-Control: public, max-age=1\r\nETag: \"a\"\r\nSet-Cookie: a=b\r\n";
+        for (asked, expected) in [("", "a=b"), ("Cookie: x\r\n", "a=c")] {
+            let new = refresh_for(asked, stored, "Set-Cookie: a=c\r\n").unwrap();
+            assert_eq!(lines::first(&new.head, b"set-cookie"), Some(expected.as_bytes()), "{asked:?}");
+        }
     }
 
     #[test]

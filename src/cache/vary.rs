@@ -16,9 +16,18 @@ pub enum Vary {
 }
 
 /// The fields a stored response depends on, with the values of the request it answers. Sorted by name, each once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Eq)]
 pub struct VarySpec {
     fields: Box<[(Box<[u8]>, Value)]>,
+    /// The one language of the response, where it depends on Accept-Language.
+    language: Option<Box<[u8]>>,
+}
+
+/// Two are the same when they depend on the same requests, whatever language the answer is in.
+impl PartialEq for VarySpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields == other.fields
+    }
 }
 
 /// A request field in normal form.
@@ -54,11 +63,13 @@ pub fn of_response(response: FieldsView, request: FieldsView) -> Vary {
     if names.is_empty() {
         return Vary::None;
     }
+    let negotiated = names.iter().any(|n| **n == *ACCEPT_LANGUAGE);
+    let language = if negotiated { language_of(response) } else { None };
     let fields = names.into_iter().map(|n| {
         let value = value_of(&n, request);
         (n, value)
     });
-    Vary::On(VarySpec { fields: fields.collect() })
+    Vary::On(VarySpec { fields: fields.collect(), language })
 }
 
 impl VarySpec {
@@ -70,9 +81,19 @@ impl VarySpec {
             Value::Codings(set) => request.all_named(name).next().is_some() && codings_of(name, request) == Some(*set),
             // Equal text means that the request's is no plain set of codings either.
             Value::Text(text) => {
-                request.all_named(name).next().is_some() && equals_normalised(request.all_named(name), text)
+                let asked = request.all_named(name).next().is_some();
+                asked && (equals_normalised(name, request.all_named(name), text) || self.is_preferred(name, request))
             }
         })
+    }
+
+    /// RFC 9111 §4.1 lets a cache use what it knows of the negotiation: who wants one language more than any other gets the
+    /// response in that language that the origin is known to have.
+    fn is_preferred(&self, name: &[u8], request: FieldsView) -> bool {
+        name == ACCEPT_LANGUAGE
+            && self.language.as_deref().is_some_and(|stored| {
+                preferred_language(request).is_some_and(|wanted| wanted.eq_ignore_ascii_case(stored))
+            })
     }
 
     /// The names it depends on, in lower case and order.
@@ -117,8 +138,50 @@ fn value_of(name: &[u8], request: FieldsView) -> Value {
     }
     let mut text = Vec::new();
     let values = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
-    normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(b));
+    normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(folded(name, b)));
     Value::Text(text.into())
+}
+
+const ACCEPT_LANGUAGE: &[u8] = b"accept-language";
+
+/// The language of a response that has just one.
+fn language_of(response: FieldsView) -> Option<Box<[u8]>> {
+    let mut lines = response.all_named(b"content-language");
+    let (tag, more) = (lines.next()?.trim_ascii(), lines.next());
+    let is_tag = !tag.is_empty() && tag.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-');
+    (is_tag && more.is_none()).then(|| tag.into())
+}
+
+/// The language that a request wants more than any other; `None` when there is no such one, or the list is malformed.
+fn preferred_language<'a>(request: FieldsView<'a>) -> Option<&'a [u8]> {
+    let (mut best, mut best_weight, mut alone) = (None, 0, false);
+    for member in request.all_named(ACCEPT_LANGUAGE).flat_map(|line| line.split(|&b| b == b',')).map(<[u8]>::trim_ascii)
+    {
+        let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+        let range = parts.next().filter(|range| !range.is_empty())?;
+        let weight = parts.next().map_or(Some(1000), weight_thousandths)?;
+        if parts.next().is_some() {
+            return None;
+        }
+        if weight > best_weight {
+            (best, best_weight, alone) = (Some(range), weight, true);
+        } else if weight == best_weight {
+            alone = false;
+        }
+    }
+    best.filter(|_| alone)
+}
+
+/// RFC 9110 §12.4.2: `q=` and a qvalue, times a thousand.
+fn weight_thousandths(weight: &[u8]) -> Option<u32> {
+    // Also the judge of what is well-formed.
+    if is_zero_weight(weight)? {
+        return Some(0);
+    }
+    let (whole, fraction) = (u32::from(weight[2] - b'0'), weight.get(4..).unwrap_or_default());
+    let thousandths =
+        fraction.iter().zip([100, 10, 1]).map(|(digit, unit)| u32::from(digit - b'0') * unit).sum::<u32>();
+    Some((whole * 1000 + thousandths).min(1000))
 }
 
 fn is_tchar(b: u8) -> bool {
@@ -211,10 +274,16 @@ fn normalise_line(line: &[u8], out: &mut impl FnMut(u8)) {
     }
 }
 
-fn equals_normalised<'a>(lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> bool {
+/// RFC 9110 §12.5.4, RFC 4647 §2: language ranges know no case. Of other fields nobody knows.
+fn folded(name: &[u8], byte: u8) -> u8 {
+    if name == ACCEPT_LANGUAGE { byte.to_ascii_lowercase() } else { byte }
+}
+
+fn equals_normalised<'a>(name: &[u8], lines: impl Iterator<Item = &'a [u8]>, text: &[u8]) -> bool {
     let mut rest = Some(text);
     normalise(lines, &mut |b| {
-        rest = rest.and_then(|r| r.split_first()).filter(|(first, _)| **first == b).map(|(_, after)| after);
+        rest =
+            rest.and_then(|r| r.split_first()).filter(|(first, _)| **first == folded(name, b)).map(|(_, after)| after);
     });
     rest.is_some_and(<[u8]>::is_empty)
 }
@@ -266,6 +335,30 @@ mod tests {
     }
 
     #[test]
+    fn the_language_that_is_wanted_most() {
+        // RFC 9111 §4.1, RFC 9110 §12.5.4; stored for "en, de", in German.
+        for (case, content_language, asked, expected) in [
+            ("wanted most", "de", "fr;q=0.5, DE;q=1.0", true),
+            ("the only one", "DE", "de;q=0.1", true),
+            ("not wanted most", "de", "fr, de;q=0.9", false),
+            ("one of two", "de", "fr, de", false),
+            ("a region", "de", "de-CH, de;q=0.9", false),
+            ("anything", "de", "*", false),
+            ("refused", "de", "de;q=0", false),
+            ("malformed", "de", "de, fr;q=x", false),
+            ("a bad weight", "de", "de;q=1.5x", false),
+            ("two languages", "de, en", "de", false),
+            ("no language", "", "de", false),
+        ] {
+            let fields = format!("Vary: accept-language, x\r\nContent-Language: {content_language}\r\n");
+            let Vary::On(spec) = spec(&fields, "Accept-Language: en, de\r\nX: 1\r\n") else { panic!("{case}") };
+            let asks = |x| request(&format!("Accept-Language: {asked}\r\nX: {x}\r\n"));
+            assert_eq!(spec.matches(asks(1).view()), expected, "{case}");
+            assert!(!spec.matches(asks(2).view()), "{case}: the other field differs");
+        }
+    }
+
+    #[test]
     fn which_requests_match() {
         // RFC 9111 §4.1.
         for (case, vary, a, b, expected) in [
@@ -284,6 +377,15 @@ mod tests {
             ("white space matters between words", "foo", "Foo: a b\r\n", "Foo: ab\r\n", false),
             ("white space in quotes", "foo", "Foo: \"a  b\"\r\n", "Foo: \"a b\"\r\n", false),
             ("case matters", "foo", "Foo: a\r\n", "Foo: A\r\n", false),
+            // RFC 9110 §12.5.4.
+            ("languages", "accept-language", "Accept-Language: en, de-CH\r\n", "Accept-Language: EN,de-ch\r\n", true),
+            (
+                "languages in order",
+                "accept-language",
+                "Accept-Language: en, de\r\n",
+                "Accept-Language: de, en\r\n",
+                false,
+            ),
             // RFC 9110 §12.5.3.
             (
                 "codings in any order",

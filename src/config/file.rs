@@ -84,6 +84,7 @@ pub struct RouteCache {
     pub ttl: Option<Lifetime>,
     #[serde(rename = "override")]
     pub override_: Option<Spanned<bool>>,
+    pub store_set_cookie: Option<bool>,
     pub stale_while_revalidate: Option<Lifetime>,
     pub stale_if_error: Option<Lifetime>,
     pub refresh_ahead: Option<Share>,

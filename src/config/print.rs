@@ -128,6 +128,7 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
 fn route_cache(out: &mut Text, cache: &RouteCache) {
     let _ = writeln!(out.0, "[routes.cache]");
     out.raw("override", cache.override_);
+    out.raw("store_set_cookie", cache.store_set_cookie);
     let times = [
         ("ttl", cache.ttl),
         ("stale_while_revalidate", cache.stale_while_revalidate),

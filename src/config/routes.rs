@@ -52,6 +52,7 @@ impl Default for RouteCache {
         Self {
             ttl: None,
             override_: false,
+            store_set_cookie: false,
             stale_while_revalidate: None,
             stale_if_error: None,
             refresh_ahead: REFRESH_AHEAD_DEFAULT,
@@ -88,6 +89,7 @@ fn route_cache(source: Source<'_>, file: &file::RouteCache) -> Result<RouteCache
     Ok(RouteCache {
         ttl,
         override_,
+        store_set_cookie: file.store_set_cookie.unwrap_or(false),
         stale_while_revalidate: file.stale_while_revalidate.map(|time| time.0),
         stale_if_error: file.stale_if_error.map(|time| time.0),
         refresh_ahead: file.refresh_ahead.map_or(REFRESH_AHEAD_DEFAULT, |share| share.0),

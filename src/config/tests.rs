@@ -106,6 +106,7 @@ max_concurrency = 2
 [routes.cache]
 ttl = "10s"
 override = true
+store_set_cookie = true
 stale_while_revalidate = "1s"
 stale_if_error = "2s"
 refresh_ahead = 0

@@ -22,7 +22,7 @@ use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
 use crate::http::parse::{self, ParseError, Parsed};
-use crate::shard::message::{Failure, Reply};
+use crate::shard::message::{ABANDONED, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
 use std::io;
@@ -336,8 +336,13 @@ impl Client {
         let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
-            LookupMode::Cache if request.method == Method::Get => self.through_cache(request, Arc::new(query)).await,
-            LookupMode::Cache => self.pass(request, &query, b"; fwd=miss").await,
+            LookupMode::Cache if request.method == Method::Get || query.directives.only_if_cached => {
+                self.through_cache(request, Arc::new(query), None).await
+            }
+            LookupMode::Cache => match self.as_get(&query) {
+                Some(get) => self.through_cache(request, Arc::new(get), Some(&query)).await,
+                None => self.pass(request, &query, b"; fwd=miss").await,
+            },
             LookupMode::Bypass(reason) => {
                 let status = format!("; fwd=bypass; detail={}", reason.as_str());
                 self.pass(request, &query, status.as_bytes()).await
@@ -351,7 +356,13 @@ impl Client {
         self.answer_error(request, NO_ROUTE).await
     }
 
-    async fn through_cache(&mut self, mut request: Request, query: Arc<Query>) -> io::Result<bool> {
+    /// `head` is what the client sent, if that was a HEAD: it goes upstream when nothing is stored.
+    async fn through_cache(
+        &mut self,
+        mut request: Request,
+        query: Arc<Query>,
+        head: Option<&Query>,
+    ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
         if query.directives.only_if_cached {
             return self.only_if_cached(request, &query).await;
@@ -369,6 +380,11 @@ impl Client {
                 let outcome = self.outcome_of(&object, coalesced);
                 self.serve_object(request, &query, object, outcome, told_status(outcome)).await
             }
+            Some(Reply::Fetch { hash, lease, stale: None }) if head.is_some() => {
+                // A HEAD brings nothing to store, so whoever waits for this key goes on.
+                shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
+                self.pass(request, head.unwrap_or(&query), b"; fwd=miss").await
+            }
             Some(Reply::Fetch { lease, stale, .. }) => {
                 let flight = Rc::new(Flight::default());
                 let task = fetch::run(
@@ -382,10 +398,19 @@ impl Client {
                 monoio::spawn(super::listener::catch(task));
                 self.follow(request, &query, flight).await
             }
-            Some(Reply::Alone) => self.pass(request, &query, b"; fwd=miss; detail=not_shareable").await,
+            Some(Reply::Alone) => self.pass(request, head.unwrap_or(&query), b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
             Some(Reply::Slot | Reply::QueueFull) | None => self.fail(&mut request, WAIT_TIMEOUT, None).await,
         }
+    }
+
+    /// The GET that brings what is stored for a HEAD up to date. RFC 9111 §4.3.5 lets the response to a HEAD do that; but it is
+    /// no proof of what a GET would get, and with a 304 the GET costs no more.
+    fn as_get(&self, query: &Query) -> Option<Query> {
+        let buf = [&b"GET"[..], query.buf.strip_prefix(b"HEAD")?].concat();
+        let (buf, head) = Query::reparse(buf.into_boxed_slice()).ok()?;
+        let hasher = &self.shard.common.hasher;
+        Some(Query::new(hasher, buf, head, query.route, query.per_credential, query.peer, query.trusted))
     }
 
     /// RFC 9111 §5.2.1.7.
@@ -488,8 +513,8 @@ impl Client {
 
     /// Serves the client from a fetch that it has started, as its bytes come.
     async fn follow(&mut self, request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
-        // Conditions and ranges are answered from the whole representation.
-        let whole = serve::asks_more(query.view());
+        // Conditions and ranges are answered from the whole representation, and a HEAD needs its length.
+        let whole = serve::asks_more(query.view()) || request.method == Method::Head;
         let minor = request.minor;
         let ready = || {
             if !flight.interim.borrow().is_empty() {

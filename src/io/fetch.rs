@@ -9,7 +9,7 @@ use super::notify::Notify;
 use crate::base::outcome::FetchKind;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
-use crate::cache::freshness::{self, Validity};
+use crate::cache::freshness::Validity;
 use crate::cache::object::{self, Object};
 use crate::cache::vary::{self, Vary};
 use crate::cache::{key, lines, validate};
@@ -94,27 +94,44 @@ pub async fn run(
         etag: stale.etag.as_deref(),
         last_modified: stale.last_modified.as_deref(),
     });
-    let plan = Plan { query: &query, kind, for_cache: true, validators };
-    let interim = |head: &ResponseHead, buf: &[u8]| {
+    let mut plan = Plan { query: &query, kind, for_cache: true, validators };
+    let mut interim = |head: &ResponseHead, buf: &[u8]| {
         // RFC 9110 §15.2: who did not ask for 100 need not be told.
         if let Some(flight) = flight.as_deref().filter(|_| head.status != 100) {
             encode::interim(&mut flight.interim.borrow_mut(), head, buf);
             flight.changed.wake();
         }
     };
-    let result = exchange::start(&shard, &plan, None, interim).await;
-    let usable_stale = stale.clone().filter(|s| freshness::stale_if_error_ok(&s.validity, shard.mono_ms()));
+    let mut result = exchange::start(&shard, &plan, None, &mut interim).await;
+    // RFC 9111 §4.3.4: a 304 about another response must not refresh this one, so its body is asked for, once.
+    result = match result {
+        Ok(exchange) if is_stray(stale.as_deref(), &exchange) => {
+            exchange.finish();
+            plan.validators = Validators::default();
+            exchange::start(&shard, &plan, None, &mut interim).await
+        }
+        first => first,
+    };
+    let may_stand_in = |failure: Failure| {
+        stale.as_ref().filter(|stale| failure.stale_ok(&stale.validity, shard.mono_ms())).map(Arc::clone)
+    };
     match result {
-        Err(failure) => fail(&mut guard, flight.as_deref(), failure, usable_stale),
-        Ok(exchange) if is_server_error(exchange.head.status) && usable_stale.is_some() => {
+        Err(failure) => fail(&mut guard, flight.as_deref(), failure, may_stand_in(failure)),
+        Ok(exchange) if is_server_error(exchange.head.status) && may_stand_in(SERVER_ERROR).is_some() => {
             drop(exchange);
-            fail(&mut guard, flight.as_deref(), SERVER_ERROR, usable_stale);
+            fail(&mut guard, flight.as_deref(), SERVER_ERROR, may_stand_in(SERVER_ERROR));
         }
         Ok(exchange) if exchange.head.status == 304 => {
             not_modified(&shard, &mut guard, flight.as_deref(), &query, exchange, stale);
         }
         Ok(exchange) => receive(&shard, &mut guard, flight, &query, exchange).await,
     }
+}
+
+/// A 304 to conditions that came from a stored response, but not about it.
+fn is_stray(stale: Option<&Object>, exchange: &Exchange) -> bool {
+    exchange.head.status == 304
+        && stale.is_some_and(|old| !validate::revalidation_applies(old, &exchange.head, &exchange.head_buf))
 }
 
 /// RFC 5861 §4: the errors for which a stale response may stand in.
@@ -173,11 +190,16 @@ fn not_modified(
     let context = context(shard, query, &exchange);
     let cache = route_cache(shard, query);
     let generation = shard.state.borrow_mut().next_generation();
-    let fresh = validate::freshened(&old, &exchange.head, &exchange.head_buf, &context, &cache);
+    let fresh = validate::freshened(&old, &exchange.head, &exchange.head_buf, query.view(), &context, &cache);
     exchange.finish();
     match fresh {
         Ok(object) => {
-            let object = Arc::new(Object { generation, ..object });
+            let mut object = Object { generation, ..object };
+            if object.vary != old.vary {
+                // What it varies on now are the values of this request, so this is the one to repeat.
+                object.request = request_as_sent(shard, query);
+            }
+            let object = Arc::new(object);
             guard.end(FetchOutcome::Stored(Arc::clone(&object)));
             if let Some(flight) = flight {
                 flight.set(Stage::Done { object, revalidated: true });

@@ -121,7 +121,10 @@ pub async fn respond(
         switch(client, &request, exchange).await;
         return Ok(false);
     }
-    frame(&mut out, &prefix, framing);
+    // RFC 9110 §9.3.2: the fetch may have been a GET.
+    if request.method != Method::Head {
+        frame(&mut out, &prefix, framing);
+    }
     let endless = is_endless(&head, &head_buf);
     let outcome = stream(client, &request, &mut exchange, out, framing, endless).await?;
     match outcome {

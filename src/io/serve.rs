@@ -143,7 +143,9 @@ fn bare_head(out: &mut Vec<u8>, object: &Object, status: u16) {
 /// RFC 9110 §15.3.7: a 206 has the fields of the 200, but its own length and Content-Range.
 fn partial_head(out: &mut Vec<u8>, object: &Object, part: Range<usize>) {
     out.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n");
-    copy_lines(out, &object.head, |name| !name.eq_ignore_ascii_case(b"content-length"));
+    copy_lines(out, &object.head, |name| {
+        !name.eq_ignore_ascii_case(b"content-length") && !name.eq_ignore_ascii_case(b"content-range")
+    });
     out.extend_from_slice(b"Content-Length: ");
     encode::append_u64(out, part.len() as u64);
     out.extend_from_slice(b"\r\nContent-Range: bytes ");

@@ -2,6 +2,7 @@
 
 use super::query::Query;
 use crate::base::outcome::FetchKind;
+use crate::cache::freshness::{self, Validity};
 use crate::cache::object::Object;
 use std::sync::Arc;
 
@@ -30,6 +31,27 @@ pub struct Failure {
     pub status: u16,
     pub label: &'static str,
     pub detail: &'static str,
+}
+
+impl Failure {
+    /// Whether the upstream could not be reached, or hung up without an answer.
+    #[must_use]
+    pub fn is_disconnection(self) -> bool {
+        matches!(
+            self.label,
+            "upstream_closed" | "upstream_refused" | "upstream_unreachable" | "upstream_connect_timeout"
+        )
+    }
+
+    /// Whether a stored response may stand in for the one that this failure kept away (RFC 5861 §4, RFC 9111 §4.2.4).
+    #[must_use]
+    pub fn stale_ok(self, validity: &Validity, now_mono_ms: u64) -> bool {
+        if self.is_disconnection() {
+            freshness::stale_if_disconnected_ok(validity, now_mono_ms)
+        } else {
+            freshness::stale_if_error_ok(validity, now_mono_ms)
+        }
+    }
 }
 
 /// The fetch went down with its task; the lease passes on to the next who waits.

@@ -334,7 +334,7 @@ impl State {
         let Some(ended) = self.leases.end(lease) else { return };
         for (asker, query) in ended.waiters {
             let stale = self.partition.get(query.hash, &query.key, query.view());
-            let stale = stale.filter(|s| freshness::stale_if_error_ok(&s.validity, now.mono_ms));
+            let stale = stale.filter(|s| failure.stale_ok(&s.validity, now.mono_ms));
             self.answer(asker, Reply::Failed { failure, stale: stale.map(|stored| Arc::clone(&stored)) });
         }
     }
