@@ -434,6 +434,10 @@ impl State {
         let owner = owner_of(query.hash, self.shards);
         if owner == self.me {
             let stale = self.partition.get(query.hash, &query.key, query.view());
+            if stale.as_ref().is_some_and(|s| freshness::age_secs(&s.validity, now.mono_ms) < s.validity.lifetime_secs)
+            {
+                return;
+            }
             self.background(&query, FetchKind::Warm, stale.map(|stored| Arc::clone(&stored)), now);
         } else {
             self.send(owner, Message::Warm { query });
