@@ -126,20 +126,27 @@ impl Leases {
         self.end(id)
     }
 
-    /// The holder is gone: the first who waits becomes the holder. Returns it with the new lease, if there is one.
+    /// The holder is gone: the first who waits becomes the holder. Returns it with the new lease, if there is one. What a purge
+    /// has overtaken is over with its holder: the next fetch begins after it, so it may be joined and stored; and where such a
+    /// fetch is running, who waited for the old one waits for that.
     pub fn pass_on(&mut self, id: LeaseId, deadline_mono_ms: u64) -> Option<(Asker, Arc<Query>, LeaseId)> {
         let mut lease = self.by_id.remove(&id)?;
         self.forget_key(&lease.key, id);
         if lease.waiters.is_empty() {
             return None;
         }
+        if let Some(younger) = self.by_key.get(&lease.key) {
+            debug_assert!(lease.tainted, "one lease per key");
+            let younger = self.by_id.get_mut(younger).expect("both maps name the same leases");
+            younger.waiters.append(&mut lease.waiters);
+            return None;
+        }
         let (asker, query) = lease.waiters.remove(0);
         self.next_id += 1;
         let new = LeaseId(self.next_id);
         lease.deadline_mono_ms = deadline_mono_ms;
-        if !lease.tainted {
-            self.by_key.insert(lease.key.clone(), new);
-        }
+        lease.tainted = false;
+        self.by_key.insert(lease.key.clone(), new);
         self.by_id.insert(new, lease);
         Some((asker, query, new))
     }
@@ -167,12 +174,27 @@ impl Leases {
     /// Leases whose holders are overdue.
     #[must_use]
     pub fn overdue(&self, now_mono_ms: u64) -> Vec<LeaseId> {
-        self.by_id.iter().filter(|(_, l)| l.deadline_mono_ms <= now_mono_ms).map(|(id, _)| *id).collect()
+        let overdue = self.by_id.iter().filter(|(_, l)| l.deadline_mono_ms <= now_mono_ms);
+        let mut ids: Vec<LeaseId> = overdue.map(|(id, _)| *id).collect();
+        // The order of a hash map is another one in every process; a simulation must replay.
+        ids.sort_unstable();
+        ids
     }
 
     /// Forgets markers that have run out.
     pub fn sweep(&mut self, now_mono_ms: u64) {
         self.markers.retain(|_, until| *until > now_mono_ms);
+    }
+
+    /// Leases that have not ended.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 
     #[must_use]
