@@ -416,6 +416,8 @@ impl State {
                 self.replicas.purge_tag(tag);
                 // What is being fetched may turn out to carry the tag.
                 self.leases.taint(|_| true);
+                // Which of the warm entries are gone shows when they are looked for.
+                self.warm.make_due(|_| true, now.mono_ms);
                 self.partition.purge_tag(tag)
             }
             _ => {
