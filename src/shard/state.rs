@@ -586,6 +586,12 @@ impl State {
         self.partition.len() as u64
     }
 
+    /// Leases of keys of this shard that have not ended.
+    #[must_use]
+    pub fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.leases.waiters()
