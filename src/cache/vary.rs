@@ -109,7 +109,8 @@ impl VarySpec {
     }
 }
 
-/// The secondary key of a request for these names: equal exactly where a stored response on those names would match both.
+/// The secondary key of a request for these names: where it is equal, a stored response on those names matches both or neither.
+/// A response in the language that a request wants most may match beyond that.
 #[must_use]
 pub fn secondary<'n>(names: impl Iterator<Item = &'n [u8]>, request: FieldsView) -> Vec<u8> {
     let mut out = Vec::new();
