@@ -1,6 +1,7 @@
 //! pilotlight: a caching API gateway.
 
 pub mod base;
+pub mod bench;
 pub mod boot;
 pub mod cache;
 pub mod cli;
