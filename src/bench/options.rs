@@ -137,7 +137,7 @@ impl BenchArgs {
         let pace = match self.rate {
             None => Pace::Closed,
             Some(rate) => {
-                bounded("rate", rate, rate >= 0.01 && rate <= RATE_MAX, "0.01 to 10000000")?;
+                bounded("rate", rate, (0.01..=RATE_MAX).contains(&rate), "0.01 to 10000000")?;
                 Pace::Rate(rate)
             }
         };

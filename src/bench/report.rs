@@ -167,7 +167,8 @@ impl Settings {
         } else {
             format!("{} s", self.slice_s)
         };
-        format!("{pace}; {} connections on {} threads, {kept}; {turns}", self.connections, self.threads)
+        let (connections, threads) = (counted(self.connections, "connection"), counted(self.threads, "thread"));
+        format!("{pace}; {connections} on {threads}, {kept}; {turns}")
     }
 }
 
@@ -228,8 +229,11 @@ impl TargetReport {
         let _ = writeln!(out);
         let kinds: Vec<String> = self.errors.by_kind().iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         let kinds = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
-        let _ =
-            writeln!(out, "  errors: {kinds}; connections made: {}; found all busy: {}", self.connects, self.queued);
+        let _ = writeln!(
+            out,
+            "  errors: {kinds}; connections made meanwhile: {}; found all busy: {}",
+            self.connects, self.queued
+        );
         let _ = writeln!(out, "  {}", HEADINGS);
         self.latency.write(out, "latency");
         if settings.rate_per_s.is_some() {
@@ -282,6 +286,10 @@ impl Report {
     pub fn answers(&self) -> u64 {
         self.targets.iter().map(|target| target.answers).sum()
     }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A time with three digits that matter.
