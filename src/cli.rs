@@ -9,6 +9,7 @@ use std::process::exit;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::config::{self, Config, ConfigError, Overrides};
 
 /// Exit code for arguments or a configuration that are wrong.
@@ -34,7 +35,7 @@ struct Cli {
 }
 
 /// What to do.
-#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
     /// Everything in one process: a slow synchronous origin, the gateway in front of it, and what to try next
     Demo,
@@ -45,6 +46,8 @@ pub enum Command {
     ///
     /// A mistake is reported as file:line:column: message, with exit code 1. What is printed loads again to the same configuration.
     Check(CheckArgs),
+    /// Load one or several servers and measure latency, throughput and errors
+    Bench(BenchArgs),
     /// Drop stored responses from a running gateway
     ///
     /// Returns once no shard can serve the old content any more.

@@ -1,5 +1,5 @@
-//! The world: sockets, buffers, the clock, and linear async code that carries out what `shard/` decides. The only place that
-//! knows monoio.
+//! The world: sockets, buffers, the clock, and linear async code that carries out what `shard/` decides. The only part of the
+//! gateway that knows monoio (the load generator, a program of its own, does too).
 //!
 //! Invariants: every wait on a peer has a deadline in `deadlines`; every buffer a bound; a `RefCell` is never borrowed across an await.
 

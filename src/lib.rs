@@ -151,6 +151,7 @@
 //! - No panic on what a peer sends; a panic of our own ends one connection, not its shard.
 
 pub mod base;
+pub mod bench;
 pub mod boot;
 pub mod cache;
 pub mod cli;

@@ -1,6 +1,7 @@
 //! The program: says what was asked for and how it ended. Exit codes: 0 fine, 1 the configuration or arguments are wrong, 2 the
 //! system refused.
 
+use pilotlight::bench;
 use pilotlight::boot;
 use pilotlight::cli::{self, Command, EXIT_REFUSED, EXIT_USAGE, ask};
 use pilotlight::config::{self, Config, Overrides};
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
         Command::Check(args) => match cli::check(&args.config) {
             Ok(text) => tell(&text),
             Err(error) => refuse(&error, EXIT_USAGE),
+        },
+        Command::Bench(args) => match bench::bench(&args) {
+            Ok(text) => tell(&text),
+            Err(error) => refuse(&error, error.exit_code()),
         },
         Command::Purge(args) => asked(ask::purge(&args)),
         Command::Warm(args) => asked(ask::warm(&args)),

@@ -268,3 +268,34 @@ pub async fn catch(future: impl Future<Output = ()>) {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monoio::{LegacyDriver, RuntimeBuilder};
+    use std::cell::Cell;
+
+    #[test]
+    fn a_panic_ends_its_own_task_and_drops_what_it_held() {
+        struct Held(Rc<Cell<bool>>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.0.set(true);
+            }
+        }
+        let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().unwrap();
+        let dropped = runtime.block_on(async {
+            let dropped = Rc::new(Cell::new(false));
+            let held = Held(Rc::clone(&dropped));
+            let other = monoio::spawn(catch(async {}));
+            monoio::spawn(catch(async move {
+                let _held = held;
+                panic!("made by the test");
+            }))
+            .await;
+            other.await;
+            dropped.get()
+        });
+        assert!(dropped, "the connection in the task is closed");
+    }
+}
