@@ -596,15 +596,16 @@ impl Client {
             }
         };
         let result = exchange::start(&shard, &plan, upload, interim).await;
+        if !unsent.is_empty() {
+            // What the socket did not take at once goes before everything else.
+            self.write_out(unsent).await?;
+        }
         match result {
             Ok(exchange) => {
                 self.invalidate(query, &exchange);
                 pass::respond(self, request, exchange, Vec::new(), status).await
             }
             Err(failure) => {
-                if !unsent.is_empty() {
-                    self.write_out(unsent).await?;
-                }
                 let outcome = (failure.status < 500).then_some(Outcome::Rejected);
                 self.fail(&mut request, failure, outcome).await
             }
