@@ -206,9 +206,7 @@ async fn converse(
     let by = shard.mono_ms() + first_byte_ms;
     let (result, out) = conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
     shard.put_buffer(out);
-    if result.is_err() {
-        // The answer may be there all the same (an early error), so read on.
-    }
+    // An upstream that does not take the request may have answered it all the same (an early error): so read on.
     let mut request_sent = result.is_ok();
     let answer = match upload {
         Some(upload) if request_sent && !upload.body.is_done() => {

@@ -21,7 +21,7 @@ use crate::http::head::{Method, ResponseHead};
 use crate::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId};
 use crate::shard::query::Query;
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 /// What the client that started a fetch sees of it.
@@ -56,14 +56,26 @@ impl Flight {
         *self.stage.borrow_mut() = stage;
         self.changed.wake();
     }
+
+    /// The fetch is gone: a client that still waits for it must not wait for ever.
+    fn abandon(&self) {
+        let last = match *self.stage.borrow() {
+            Stage::Waiting => Stage::Failed { failure: ABANDONED, stale: None },
+            Stage::Storing { .. } => Stage::Cut,
+            _ => return,
+        };
+        self.set(last);
+    }
 }
 
-/// Tells the owner of the key how it ended, once; that it was abandoned if nothing else was said.
+/// Tells the owner of the key how it ended, once; that it was abandoned if nothing else was said. Tells the client as much.
 struct LeaseGuard {
     shard: Rc<Shard>,
     hash: u64,
     lease: LeaseId,
     open: bool,
+    /// Weak, since who holds a flight strongly is one of the two that work on it.
+    flight: Weak<Flight>,
 }
 
 impl LeaseGuard {
@@ -77,6 +89,9 @@ impl LeaseGuard {
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         self.end(FetchOutcome::Failed(ABANDONED));
+        if let Some(flight) = self.flight.upgrade() {
+            flight.abandon();
+        }
     }
 }
 
@@ -89,7 +104,8 @@ pub async fn run(
     stale: Option<Arc<Object>>,
     flight: Option<Rc<Flight>>,
 ) {
-    let mut guard = LeaseGuard { shard: Rc::clone(&shard), hash: query.hash, lease, open: true };
+    let seen = flight.as_ref().map_or_else(Weak::new, Rc::downgrade);
+    let mut guard = LeaseGuard { shard: Rc::clone(&shard), hash: query.hash, lease, open: true, flight: seen };
     let validators = stale.as_ref().map_or_else(Validators::default, |stale| Validators {
         etag: stale.etag.as_deref(),
         last_modified: stale.last_modified.as_deref(),
@@ -382,4 +398,26 @@ fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
         },
     );
     request.into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_of_an_abandoned_fetch_is_told() {
+        let waiting = Flight::default();
+        waiting.abandon();
+        assert!(matches!(*waiting.stage.borrow(), Stage::Failed { failure: ABANDONED, stale: None }));
+
+        let storing = Flight::default();
+        storing.set(Stage::Storing { head: Rc::default(), body: b"half".to_vec() });
+        storing.abandon();
+        assert!(matches!(*storing.stage.borrow(), Stage::Cut), "half a body must not look whole");
+
+        let ended = Flight::default();
+        ended.set(Stage::Taken);
+        ended.abandon();
+        assert!(matches!(*ended.stage.borrow(), Stage::Taken), "what has ended stays as it is");
+    }
 }

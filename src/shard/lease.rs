@@ -104,12 +104,6 @@ impl Leases {
         id
     }
 
-    /// Whether somebody fetches `key` now.
-    #[must_use]
-    pub fn is_running(&self, key: &[u8]) -> bool {
-        self.by_key.contains_key(key)
-    }
-
     /// Ends a lease; `None` when it has been taken away from its holder before.
     pub fn end(&mut self, id: LeaseId) -> Option<Ended> {
         let lease = self.by_id.remove(&id)?;

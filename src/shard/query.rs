@@ -1,6 +1,5 @@
 //! A request as the cache and the upstream side see it: owned, immutable, and able to travel between shards.
 
-use crate::base::time::Now;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::key;
 use crate::http::head::{FieldsView, RequestHead};
@@ -86,10 +85,4 @@ impl Query {
 pub fn owner_of(hash: u64, shards: usize) -> usize {
     // The high half, scaled: the low half is what the index of a partition uses.
     (((hash >> 32) * shards as u64) >> 32) as usize
-}
-
-/// How long ago a moment is, in seconds.
-#[must_use]
-pub fn secs_since(then_mono_ms: u64, now: Now) -> u64 {
-    now.mono_ms.saturating_sub(then_mono_ms) / 1000
 }

@@ -56,7 +56,7 @@ def test_requests_are_counted_by_outcome(gateway):
     for _ in range(3):
         gateway.get("/none")
     # Gauges are published a few times a second.
-    after = wait_until(lambda: m if (m := gateway.metrics()).sum("pilotlight_cache_entries") >= 1 else None, 5, "the entry")
+    after = wait_until(lambda: m if (m := gateway.metrics()).sum("pilotlight_cache_entries") == 2 else None, 5, "the warm entry and the other")
 
     def grown(name, **labels):
         return after.sum(name, **labels) - before.sum(name, **labels)
