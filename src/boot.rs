@@ -147,7 +147,7 @@ const DESCRIPTORS_BASE: u64 = 64;
 /// Of what is left, clients get three parts and upstream connections one.
 const CLIENT_PARTS: (u64, u64) = (3, 4);
 
-/// How many clients one shard may have, the open-file limit being raised as far as it goes.
+/// How many clients there may be, the open-file limit being raised as far as it goes.
 fn connections_max(config: &Config, shards: usize) -> Result<usize, BootError> {
     let allowed = raise_descriptors();
     let base = DESCRIPTORS_BASE + 32 * shards as u64;
@@ -158,7 +158,7 @@ fn connections_max(config: &Config, shards: usize) -> Result<usize, BootError> {
     if room < config.server.max_connections as u64 {
         tracing::warn!(allowed, max_connections = room, "the open-file limit allows fewer connections than configured");
     }
-    Ok((config.server.max_connections).min(room as usize).div_ceil(shards))
+    Ok((config.server.max_connections).min(room as usize))
 }
 
 fn raise_descriptors() -> u64 {

@@ -36,7 +36,7 @@ pub struct Common {
     pub acks: Arc<Acks>,
     /// Resolved addresses of each upstream's servers.
     pub servers: Vec<Vec<super::pool::Server>>,
-    /// Most connections of one shard.
+    /// Most clients of all shards together.
     pub connections_max: usize,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
     pub clients: Box<[AtomicUsize]>,

@@ -80,27 +80,30 @@ enum Next {
 }
 
 /// Serves a connection until it ends.
-pub async fn run(shard: Rc<Shard>, connected: Connected) {
-    let deadline = shard.deadlines.add(connected.fd);
-    let trusted = shard.is_trusted(connected.peer);
-    shard.connections.set(shard.connections.get() + 1);
-    shard.common.clients[shard.id].fetch_add(1, Ordering::Relaxed);
-    let mut client = Client {
-        source: Source::new(Rc::clone(&shard), connected.read, deadline),
-        write: connected.write,
-        fd: connected.fd,
-        deadline,
-        peer: connected.peer,
-        trusted,
-        head: RequestHead::new(),
-        unwritten: Vec::new(),
-        shard,
-    };
+pub async fn run(mut client: Client) {
     // An error means that the client is gone; there is nobody to tell.
     let _ = client.serve().await;
 }
 
 impl Client {
+    /// Counted from here on, not from when its task first runs: who accepts the next one must see it.
+    pub fn new(shard: Rc<Shard>, connected: Connected) -> Self {
+        let deadline = shard.deadlines.add(connected.fd);
+        shard.connections.set(shard.connections.get() + 1);
+        shard.common.clients[shard.id].fetch_add(1, Ordering::Relaxed);
+        Self {
+            source: Source::new(Rc::clone(&shard), connected.read, deadline),
+            write: connected.write,
+            fd: connected.fd,
+            deadline,
+            peer: connected.peer,
+            trusted: shard.is_trusted(connected.peer),
+            head: RequestHead::new(),
+            unwritten: Vec::new(),
+            shard,
+        }
+    }
+
     async fn serve(&mut self) -> io::Result<()> {
         let shard = Rc::clone(&self.shard);
         // When the bytes that are being worked on arrived.

@@ -1,7 +1,7 @@
 //! Listening sockets: bound once, deliberately, before any shard runs; and the tasks that accept on them.
 
 use super::core::Shard;
-use super::downstream;
+use super::downstream::{self, Client};
 use super::mailbox::Parcel;
 use super::stream::Connected;
 use crate::config::Addr;
@@ -249,10 +249,11 @@ async fn pause(shard: &Shard, error: &io::Error) {
 fn admit(shard: &Rc<Shard>, connected: Connected) {
     shard.telemetry.connection_accepted();
     // Over the limit the newest is refused by closing it: those that are served go on.
-    if shard.connections.get() >= shard.common.connections_max {
+    let clients: usize = shard.common.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum();
+    if clients >= shard.common.connections_max {
         return shard.telemetry.rejected(TOO_MANY_CONNECTIONS);
     }
-    monoio::spawn(catch(downstream::run(Rc::clone(shard), connected)));
+    monoio::spawn(catch(downstream::run(Client::new(Rc::clone(shard), connected))));
 }
 
 /// Polls `future` and ends it when it panics, so that a panic in one connection hurts only that connection. Its own drop code
