@@ -9,7 +9,7 @@ use super::notify::Notify;
 use crate::base::outcome::FetchKind;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
-use crate::cache::freshness::Validity;
+use crate::cache::freshness::{self, Validity};
 use crate::cache::object::{self, Object};
 use crate::cache::vary::{self, Vary};
 use crate::cache::{key, lines, validate};
@@ -31,6 +31,32 @@ pub struct Flight {
     /// Interim responses that the client has not been sent yet.
     pub interim: RefCell<Vec<u8>>,
     pub changed: Notify,
+    /// Why it was forwarded (RFC 9211 §2.2).
+    pub fwd: Fwd,
+}
+
+/// Why a request that was looked up is forwarded, as Cache-Status says it (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fwd(pub &'static str);
+
+impl Fwd {
+    pub const MISS: Self = Self("; fwd=miss");
+
+    /// By what there was to serve.
+    #[must_use]
+    pub fn of(stored: Option<&Object>, now_mono_ms: u64) -> Self {
+        match stored.map(|object| &object.validity) {
+            None => Self::MISS,
+            Some(v) if !v.no_cache && freshness::age_secs(v, now_mono_ms) < v.lifetime_secs => Self("; fwd=request"),
+            Some(_) => Self("; fwd=stale"),
+        }
+    }
+
+    /// With what more there is to say.
+    #[must_use]
+    pub fn and(self, more: &str) -> Vec<u8> {
+        [self.0, more].concat().into_bytes()
+    }
 }
 
 #[derive(Default)]
@@ -213,7 +239,7 @@ fn not_modified(
             let mut object = Object { generation, ..object };
             if object.vary != old.vary {
                 // What it varies on now are the values of this request, so this is the one to repeat.
-                object.request = request_as_sent(shard, query);
+                object.request = request_as_sent(query);
             }
             let object = Arc::new(object);
             guard.end(FetchOutcome::Stored(Arc::clone(&object)));
@@ -372,7 +398,7 @@ fn build(
         vary,
         etag: own(FieldId::Etag),
         last_modified: own(FieldId::LastModified),
-        request: request_as_sent(shard, query),
+        request: request_as_sent(query),
         tags: object::tags(view),
         route: query.route,
         fetch_ms,
@@ -381,7 +407,7 @@ fn build(
 }
 
 /// What to send again when the entry is refreshed without a client.
-fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
+fn request_as_sent(query: &Query) -> Box<[u8]> {
     let mut request = Vec::new();
     encode::request(
         &mut request,
@@ -392,7 +418,9 @@ fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
             trusted: query.trusted,
             scheme: "http",
             request_id: b"",
-            name: &shard.common.config.server.name,
+            // What is sent again passes through here again: the hop is added then, or each refresh would add one more.
+            name: "",
+            cdn_loop: "",
             for_cache: true,
             validators: Validators::default(),
         },

@@ -14,6 +14,7 @@ use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::partition::{Partition, Stored};
+use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -173,6 +174,24 @@ impl State {
         }
     }
 
+    /// The origin answered a HEAD for what `query`, a GET, names.
+    pub fn head_seen(&mut self, query: Arc<Query>, facts: Box<HeadFacts>, now: Now) {
+        let owner = owner_of(query.hash, self.shards);
+        if owner == self.me {
+            self.on_head_seen(&query, &facts, now);
+        } else {
+            self.send(owner, Message::HeadSeen { query, facts });
+        }
+    }
+
+    /// RFC 9111 §4.3.5: a stored response that the HEAD contradicts is not to be served any more.
+    fn on_head_seen(&mut self, query: &Query, facts: &HeadFacts, now: Now) {
+        let stored = self.partition.get(query.hash, &query.key, query.view());
+        if stored.is_some_and(|stored| facts.contradict(&stored)) {
+            self.on_invalidate(query.hash, &query.key, now);
+        }
+    }
+
     /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
     pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
         let asker = Asker { shard: self.me, token };
@@ -209,6 +228,7 @@ impl State {
                 self.replicas.remove(hash, &key);
             }
             Message::Invalidate { hash, key } => self.on_invalidate(hash, &key, now),
+            Message::HeadSeen { query, facts } => self.on_head_seen(&query, &facts, now),
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
             Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {

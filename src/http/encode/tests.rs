@@ -19,6 +19,7 @@ fn forwarded(client: &str, change: impl Fn(&mut Forward<'_>)) -> String {
         scheme: "http",
         request_id: b"our-id",
         name: "pl",
+        cdn_loop: "",
         for_cache: false,
         validators: Validators::default(),
     };
