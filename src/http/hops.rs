@@ -77,7 +77,7 @@ mod tests {
             ("nothing", String::new(), false),
             // RFC 8586 §2.
             ("this process", format!("CDN-Loop: {member}\r\n"), true),
-            ("among others", format!("CDN-Loop: a, b;c=\"d\"\r\nCDN-Loop: e , PL;x;id=000000000000002a\r\n"), true),
+            ("among others", "CDN-Loop: a, b;c=\"d\"\r\nCDN-Loop: e , PL;x;id=000000000000002a\r\n".into(), true),
             ("another process of this name", hops(1), false),
             ("a chain of them", hops(OWN_NAME_MAX - 1), false),
             ("too many of them", hops(OWN_NAME_MAX), true),
