@@ -390,11 +390,10 @@ impl Client {
         head: Option<&Query>,
     ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
-        if query.directives.only_if_cached {
-            return self.only_if_cached(request, &query).await;
-        }
+        let only_if_cached = query.directives.only_if_cached;
         let now = shard.now();
-        let within_ms = shard.common.lease_ms(query.route) + 1000;
+        // RFC 9111 §5.2.1.7: who asks so wants no waiting; the owner answers at once.
+        let within_ms = if only_if_cached { ONLY_IF_CACHED_MS } else { shard.common.lease_ms(query.route) + 1000 };
         let asked = Arc::clone(&query);
         let reply = shard.ask(Leftover::Lease, within_ms, |state, token| state.ask(asked, token, now)).await;
         match reply {
@@ -406,6 +405,11 @@ impl Client {
                 let outcome = self.outcome_of(&object, coalesced);
                 self.serve_object(request, &query, object, outcome, told_status(outcome)).await
             }
+            Some(Reply::Fetch { hash, lease, .. }) if only_if_cached => {
+                shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
+                self.fail(&mut request, NOT_CACHED, None).await
+            }
+            _ if only_if_cached => self.fail(&mut request, NOT_CACHED, None).await,
             Some(Reply::Fetch { hash, lease, stale: None }) if head.is_some() => {
                 // A HEAD brings nothing to store, so whoever waits for this key goes on.
                 shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
@@ -438,24 +442,6 @@ impl Client {
         let (buf, head) = Query::reparse(buf.into_boxed_slice()).ok()?;
         let hasher = &self.shard.common.hasher;
         Some(Query::new(hasher, buf, head, query.route, query.per_credential, query.peer, query.trusted))
-    }
-
-    /// RFC 9111 §5.2.1.7.
-    async fn only_if_cached(&mut self, mut request: Request, query: &Query) -> io::Result<bool> {
-        let found = self.shard.state.borrow_mut().find(query.hash, &query.key, query.view());
-        let now_mono_ms = self.shard.mono_ms();
-        match found {
-            Some(found)
-                if !matches!(
-                    freshness::judge(&found.validity, &query.directives, now_mono_ms),
-                    Standing::MustRevalidate { .. }
-                ) =>
-            {
-                let outcome = self.outcome_of(&found, false);
-                self.serve_object(request, query, Arc::clone(&found), outcome, told_status(outcome)).await
-            }
-            _ => self.fail(&mut request, NOT_CACHED, None).await,
-        }
     }
 
     fn outcome_of(&self, object: &Object, coalesced: bool) -> Outcome {
@@ -550,7 +536,9 @@ impl Client {
             let mut stage = flight.stage.borrow_mut();
             match &*stage {
                 Stage::Waiting => None,
-                Stage::Storing { head, .. } if !whole => Some(Followed::Streaming(Rc::clone(head))),
+                Stage::Storing { head, .. } | Stage::Done { head: Some(head), .. } if !whole => {
+                    Some(Followed::Streaming(Rc::clone(head)))
+                }
                 Stage::Storing { .. } => None,
                 _ => Some(Followed::Ended(std::mem::replace(&mut *stage, Stage::Taken))),
             }
@@ -572,11 +560,11 @@ impl Client {
 
     async fn ended(&mut self, mut request: Request, query: &Query, stage: Stage, fwd: Fwd) -> io::Result<bool> {
         match stage {
-            Stage::Done { object, revalidated: true } => {
+            Stage::Done { object, revalidated: true, .. } => {
                 let status = fwd.and("; fwd-status=304; stored");
                 self.serve_object(request, query, object, Outcome::Revalidated, &status).await
             }
-            Stage::Done { object, revalidated: false } => {
+            Stage::Done { object, revalidated: false, .. } => {
                 self.serve_object(request, query, object, Outcome::Miss, &fwd.and("; stored")).await
             }
             Stage::Handed { exchange, prefix, reason } => {
@@ -731,6 +719,8 @@ pub const LOOP: Failure = Failure {
 /// The reason under which an OPTIONS with `Max-Forwards: 0` is counted.
 pub const MAX_FORWARDS: &str = "max_forwards";
 pub const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
+/// How long an only-if-cached request waits for the shard that owns the key, or for a fetch that is under way.
+const ONLY_IF_CACHED_MS: u64 = 1000;
 const WAIT_TIMEOUT: Failure = Failure {
     status: 504,
     label: "fetch_wait_timeout",

@@ -65,8 +65,9 @@ pub enum Stage {
     Waiting,
     /// The body is being collected; `body` grows.
     Storing { head: Rc<(ResponseHead, Vec<u8>)>, body: Vec<u8> },
-    /// All of it is here. `revalidated`: by a 304.
-    Done { object: Arc<Object>, revalidated: bool },
+    /// All of it is here. `revalidated`: by a 304. `head`: the one that came, where fields of it are withheld from the store;
+    /// they are for the client that started the fetch.
+    Done { object: Arc<Object>, revalidated: bool, head: Option<Rc<(ResponseHead, Vec<u8>)>> },
     /// Not to be stored: the client takes the rest over. `prefix` is what has been read of the body.
     Handed { exchange: Box<Exchange>, prefix: Vec<u8>, reason: &'static str },
     /// Nothing to serve but perhaps a stale response.
@@ -244,13 +245,13 @@ fn not_modified(
             let object = Arc::new(object);
             guard.end(FetchOutcome::Stored(Arc::clone(&object)));
             if let Some(flight) = flight {
-                flight.set(Stage::Done { object, revalidated: true });
+                flight.set(Stage::Done { object, revalidated: true, head: None });
             }
         }
         Err(_) => {
             guard.end(FetchOutcome::NotShareable);
             if let Some(flight) = flight {
-                flight.set(Stage::Done { object: old, revalidated: true });
+                flight.set(Stage::Done { object: old, revalidated: true, head: None });
             }
         }
     }
@@ -339,7 +340,8 @@ async fn collect(
     exchange.head.keep_alive = head.0.keep_alive;
     exchange.finish();
     guard.end(FetchOutcome::Stored(Arc::clone(&object)));
-    flight.set(Stage::Done { object, revalidated: false });
+    let withholds = !ResponseDirectives::of(head.0.view(&head.1)).withheld.is_empty();
+    flight.set(Stage::Done { object, revalidated: false, head: withholds.then_some(head) });
 }
 
 fn append(flight: &Flight, piece: &[u8]) -> usize {
