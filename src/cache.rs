@@ -49,6 +49,8 @@
 //! - Responses to POST are not stored (RFC 9110 §9.3.3 allows it with Content-Location): they are one client's.
 //! - A HEAD for something stored is answered by a validation with GET, not from the response to the HEAD (§4.3.5). One that is
 //!   forwarded all the same (it said `no-store`) ends what it contradicts in a validator or the length, and updates nothing.
+//! - If-Match and If-Unmodified-Since are evaluated on what is stored (§4.3.2 leaves them to the origin): a 412 rather than
+//!   a part of another representation than the client has.
 //! - A 304 does not update the fields that describe the stored bytes (§3.2 allows it): Content-Encoding, -Range, -Length and
 //!   digests stay. One that is about another response (§4.3.4) is answered with a request without conditions.
 

@@ -18,7 +18,7 @@ use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::validate::HeadFacts;
-use crate::config::Authorization;
+use crate::config::{Authorization, Route};
 use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
@@ -638,12 +638,18 @@ impl Client {
         let keys =
             crate::cache::invalidate::targets(query.head.method, exchange.head.status, &query.head.host, target, view);
         let now = self.shard.now();
+        let per_credential = |route: &Route| {
+            route.cache.as_ref().is_some_and(|cache| cache.authorization == Authorization::PerCredential)
+        };
+        // RFC 9111 §4.4: everything that is stored for the URI, whoever it is kept for.
+        let with_credentials = self.shard.common.config.routes.iter().any(per_credential);
         for key in keys {
-            let hash = key::hash(&self.shard.common.hasher, &key);
-            self.shard.with_state(|state| state.invalidate(hash, key.into_boxed_slice(), now));
-        }
-        if query.per_credential {
-            self.shard.with_state(|state| state.invalidate(query.hash, query.key.clone(), now));
+            if with_credentials {
+                self.shard.with_state(|state| state.invalidate_url(key.into(), now));
+            } else {
+                let hash = key::hash(&self.shard.common.hasher, &key);
+                self.shard.with_state(|state| state.invalidate(hash, key.into_boxed_slice(), now));
+            }
         }
     }
 

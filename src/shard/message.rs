@@ -97,6 +97,8 @@ pub enum Message {
     Drop { hash: u64, key: Box<[u8]> },
     /// To the owner: forget this key; an unsafe request changed it (RFC 9111 §4.4).
     Invalidate { hash: u64, key: Box<[u8]> },
+    /// To everybody: forget this host and target for whatever credentials (RFC 9111 §4.4).
+    InvalidateUrl { url: Arc<[u8]> },
     /// To the owner: the origin answered a HEAD for this; what is stored may be shown to be outdated (RFC 9111 §4.3.5).
     HeadSeen { query: Arc<Query>, facts: Box<HeadFacts> },
     /// To the owner: so many hits were served from a replica since last told.

@@ -174,6 +174,30 @@ impl State {
         }
     }
 
+    /// The same where keys may hold credentials: each of those has an owner of its own, so all shards look through what they
+    /// have.
+    pub fn invalidate_url(&mut self, url: Arc<[u8]>, now: Now) {
+        for to in (0..self.shards).filter(|shard| *shard != self.me) {
+            self.actions.push(Action::Send { to, message: Message::InvalidateUrl { url: Arc::clone(&url) } });
+        }
+        self.on_invalidate_url(&url, now);
+    }
+
+    fn on_invalidate_url(&mut self, url: &[u8], now: Now) {
+        self.leases.taint(|held| key::url_part(held) == url);
+        self.replicas.retain(|object| key::url_part(&object.key) != url);
+        let mut gone: Vec<(u64, Box<[u8]>)> = Vec::new();
+        for object in self.partition.iter().filter(|object| key::url_part(&object.key) == url) {
+            if gone.last().is_none_or(|(_, key)| *key != object.key) {
+                gone.push((object.hash, object.key.clone()));
+            }
+        }
+        for (hash, key) in gone {
+            self.on_invalidate(hash, &key, now);
+        }
+        self.warm.make_due(|warm| key::url_part(warm) == url, now.mono_ms);
+    }
+
     /// The origin answered a HEAD for what `query`, a GET, names.
     pub fn head_seen(&mut self, query: Arc<Query>, facts: Box<HeadFacts>, now: Now) {
         let owner = owner_of(query.hash, self.shards);
@@ -228,6 +252,7 @@ impl State {
                 self.replicas.remove(hash, &key);
             }
             Message::Invalidate { hash, key } => self.on_invalidate(hash, &key, now),
+            Message::InvalidateUrl { url } => self.on_invalidate_url(&url, now),
             Message::HeadSeen { query, facts } => self.on_head_seen(&query, &facts, now),
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
             Message::Warm { query } => self.warm_once(query, now),

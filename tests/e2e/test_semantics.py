@@ -269,6 +269,22 @@ def test_what_an_unsafe_answer_names_is_invalidated_on_the_same_host_only(origin
     assert is_hit(gateway.get("/named", elsewhere)), "what is another host's stays"
 
 
+def test_an_unsafe_request_invalidates_for_every_credential(origin):
+    config = ROUTES.replace('[routes.cache]\n', '[routes.cache]\nauthorization = "per-credential"\n', 1)
+    origin.on("/", numbered(("Cache-Control", "max-age=60")))
+    one, two = {"X-API-Key": "one"}, {"Authorization": "Bearer two"}
+    with Gateway(config, origin=origin.address) as gateway:
+        # Several keys, so that their owners differ.
+        for n in range(6):
+            path = f"/each/{n}"
+            gateway.get(path, one), gateway.get(path, two)
+            assert is_hit(gateway.get(path, one)) and is_hit(gateway.get(path, two))
+            gateway.http("PUT", path, one, b"x")
+            time.sleep(0.05)
+            assert gateway.get(path, two).text == "4", "RFC 9111 §4.4: all that is stored for the URI"
+            assert gateway.get(path, one).text == "5"
+
+
 # --- RFC 9111 §4.1: variants
 
 
