@@ -494,8 +494,10 @@ impl Client {
     ) -> io::Result<bool> {
         match stale {
             Some(object) => {
-                let status = format!("; hit; detail={}", failure.label);
-                self.serve_object(request, query, object, Outcome::Stale, status.as_bytes()).await
+                // RFC 9211 §2.1: no hit, since it was forwarded, if in vain.
+                let fwd = Fwd::of(Some(&object), self.shard.mono_ms());
+                let status = fwd.and(&format!("; detail={}", failure.label));
+                self.serve_object(request, query, object, Outcome::Stale, &status).await
             }
             None => self.fail(&mut request, failure, None).await,
         }

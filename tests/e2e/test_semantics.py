@@ -106,7 +106,8 @@ def test_what_may_be_served_stale_is_served_when_the_origin_is_closed(origin, ga
     origin.stop()
     response = gateway.get("/allowed")
     assert (response.status, response.text) == (200, "1")
-    assert params(response)["detail"] == "upstream_refused" and int(params(response)["ttl"]) <= 0
+    told = params(response)
+    assert (told["fwd"], told["detail"]) == ("stale", "upstream_refused") and int(told["ttl"]) <= 0, "RFC 9211 §2.1: no hit"
     assert int(response.get("age")) >= 1
 
 
