@@ -8,7 +8,7 @@ use crate::base::time::Now;
 use crate::config::RouteCache;
 use crate::http::fields::FieldId;
 use crate::http::framing::BodyLength;
-use crate::http::head::{Field, FieldsView, Method, RequestHead, ResponseHead};
+use crate::http::head::{FieldsView, Method, RequestHead, ResponseHead};
 
 /// Whether a request is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,10 @@ fn bypass_reason(head: &RequestHead, view: FieldsView, cache: Option<&RouteCache
         return Some(BypassReason::NoHost);
     }
     // RFC 9111 §7.1: what the origin obeys and the key does not hold is how caches are poisoned.
-    if view.fields.iter().any(|f| REWRITES.contains(&f.id) || names_another_host(f, view.buf, &head.host)) {
+    if view.fields.iter().any(|f| REWRITES.contains(&f.id)) {
+        return Some(BypassReason::Unkeyed);
+    }
+    if names_another_host(view, &head.host) {
         return Some(BypassReason::Unkeyed);
     }
     // RFC 9111 §5.2.1.5.
@@ -93,17 +96,15 @@ fn bypass_reason(head: &RequestHead, view: FieldsView, cache: Option<&RouteCache
 }
 
 /// Whether an origin that believes the proxies in front of it would take this request for another host than the key does.
-fn names_another_host(field: &Field, buf: &[u8], host: &[u8]) -> bool {
-    match field.id {
-        FieldId::XForwardedHost => {
-            let value = field.value.of(buf);
-            let value = value.strip_suffix(b":80").unwrap_or(value);
-            !value.strip_suffix(b".").unwrap_or(value).eq_ignore_ascii_case(host)
-        }
-        // RFC 7239 §5.3.
-        FieldId::Forwarded => field.value.of(buf).windows(5).any(|w| w.eq_ignore_ascii_case(b"host=")),
-        _ => false,
-    }
+fn names_another_host(view: FieldsView, host: &[u8]) -> bool {
+    let other = |value: &[u8]| {
+        let value = value.strip_suffix(b":80").unwrap_or(value);
+        !value.strip_suffix(b".").unwrap_or(value).eq_ignore_ascii_case(host)
+    };
+    // RFC 7239 §5.3.
+    let says_host = |value: &[u8]| value.windows(5).any(|w| w.eq_ignore_ascii_case(b"host="));
+    (view.has(FieldId::XForwardedHost) && view.all(FieldId::XForwardedHost).any(other))
+        || (view.has(FieldId::Forwarded) && view.all(FieldId::Forwarded).any(says_host))
 }
 
 /// Whether a request carries credentials. RFC 9111 §3.5 knows Authorization; an API key is one by another name. Cookies are
