@@ -348,7 +348,7 @@ impl Client {
         let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
-            LookupMode::Cache if request.method == Method::Get || query.directives.only_if_cached => {
+            LookupMode::Cache if request.method == Method::Get => {
                 self.through_cache(request, Arc::new(query), None).await
             }
             LookupMode::Cache => match self.as_get(&query) {
@@ -390,10 +390,8 @@ impl Client {
         head: Option<&Query>,
     ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
-        let only_if_cached = query.directives.only_if_cached;
         let now = shard.now();
-        // RFC 9111 §5.2.1.7: who asks so wants no waiting; the owner answers at once.
-        let within_ms = if only_if_cached { ONLY_IF_CACHED_MS } else { shard.common.lease_ms(query.route) + 1000 };
+        let within_ms = shard.common.lease_ms(query.route) + 1000;
         let asked = Arc::clone(&query);
         let reply = shard.ask(Leftover::Lease, within_ms, |state, token| state.ask(asked, token, now)).await;
         match reply {
@@ -405,11 +403,6 @@ impl Client {
                 let outcome = self.outcome_of(&object, coalesced);
                 self.serve_object(request, &query, object, outcome, told_status(outcome)).await
             }
-            Some(Reply::Fetch { hash, lease, .. }) if only_if_cached => {
-                shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
-                self.fail(&mut request, NOT_CACHED, None).await
-            }
-            _ if only_if_cached => self.fail(&mut request, NOT_CACHED, None).await,
             Some(Reply::Fetch { hash, lease, stale: None }) if head.is_some() => {
                 // A HEAD brings nothing to store, so whoever waits for this key goes on.
                 shard.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED));
@@ -727,15 +720,8 @@ pub const LOOP: Failure = Failure {
 /// The reason under which an OPTIONS with `Max-Forwards: 0` is counted.
 pub const MAX_FORWARDS: &str = "max_forwards";
 pub const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
-/// How long an only-if-cached request waits for the shard that owns the key, or for a fetch that is under way.
-const ONLY_IF_CACHED_MS: u64 = 1000;
 const WAIT_TIMEOUT: Failure = Failure {
     status: 504,
     label: "fetch_wait_timeout",
     detail: "the fetch that this request waited for did not end in time",
-};
-const NOT_CACHED: Failure = Failure {
-    status: 504,
-    label: "not_cached",
-    detail: "the request said only-if-cached, and there is no stored response that may be served",
 };
