@@ -7,6 +7,7 @@ gateway and an origin talk to each other.
 import itertools
 import re
 import time
+from email.utils import formatdate
 
 import pytest
 
@@ -156,6 +157,12 @@ def test_a_stray_304_leads_to_a_request_without_conditions(origin, gateway):
     assert plain.get("if-none-match") is None and plain.get("if-modified-since") is None
     hit = gateway.get("/stray")
     assert is_hit(hit) and hit.text == "new" and hit.get("etag") == '"new"'
+
+
+def test_a_304_without_a_condition_is_no_answer(origin, gateway):
+    origin.on("/unasked", Reply(status=304, headers={"ETag": '"a"'}))
+    response = gateway.get("/unasked")
+    assert (response.status, response.json()["error"]) == (502, "upstream_stray_304")
 
 
 def test_a_304_that_forbids_storing_ends_the_entry(origin, gateway):
@@ -390,6 +397,33 @@ def test_an_age_that_cannot_be_counted_is_old(origin, gateway, age):
     origin.on("/old", numbered(("Cache-Control", "max-age=3600"), ("Age", age)))
     gateway.get("/old")
     assert not is_hit(gateway.get("/old")), "RFC 9111 §1.2.2"
+
+
+@pytest.mark.parametrize(
+    "case,off_secs,control,hit",
+    [
+        ("an old Date counts as age", -3600, "max-age=60", False),
+        ("a Date to come adds nothing", 3600, "max-age=2", True),
+        ("an old Date within the lifetime", -10, "max-age=60", True),
+    ],
+)
+def test_the_date_counts(origin, gateway, case, off_secs, control, hit):
+    date = formatdate(time.time() + off_secs, usegmt=True)
+    origin.on("/dated", numbered(("Cache-Control", control), ("Date", date)))
+    assert gateway.get("/dated").get("date") == date
+    second = gateway.get("/dated")
+    assert is_hit(second) is hit, f"RFC 9111 §4.2.3: {case}"
+    if off_secs > 0:
+        assert int(second.get("age")) < 2
+        time.sleep(2.1)
+        assert not is_hit(gateway.get("/dated")), "nor does it make anything last longer"
+
+
+@pytest.mark.parametrize("expires", ["0", "Sun, 06 Nov 1994 08:49:37 GMT", "soon"])
+def test_an_expires_that_is_past_or_no_date_is_stale(origin, gateway, expires):
+    origin.on("/expires", numbered(("Expires", expires), ("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")))
+    gateway.get("/expires")
+    assert not is_hit(gateway.get("/expires")), "RFC 9111 §5.3; and no heuristic beside it, §4.2.2"
 
 
 def test_ages_add_up(origin, gateway):
