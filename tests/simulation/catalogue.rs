@@ -99,7 +99,8 @@ impl Catalogue {
             Kind::Varies,
         ];
         let urls = (0..16).map(|at| {
-            let target = format!("/{}/{at}", ["a", "b"][at / 4 % 2]);
+            // "/b/a/" begins with no prefix that it contains.
+            let target = format!("/{}/{at}", ["a", if at % 4 == 3 { "b/a" } else { "b" }][at / 4 % 2]);
             let mut tags = vec![TAGS[at % 2]];
             if at % 3 == 0 {
                 tags.push("third");

@@ -6,7 +6,7 @@ use crate::world::{Event, LEASE_MS, Leftover, Party, World, brief_reply, text, t
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::cache::freshness;
 use pilotlight::cache::object::Object;
-use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, Reply, Token};
+use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, NOT_CACHED, Reply, Token};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -37,22 +37,12 @@ impl World<'_> {
         if let Some(found) = self.states[shard].find(query.hash, &query.key, query.view()) {
             let standing = freshness::judge(&found.validity, &query.directives, now.mono_ms);
             self.check_standing(&found, self.catalogue.asks[ask].directives, standing, now.mono_ms);
-            let may_serve = match Use::of(standing) {
-                Use::Fresh => true,
-                Use::Stale => query.directives.only_if_cached,
-                Use::NotUnasked => false,
-            };
-            if may_serve {
+            if Use::of(standing) == Use::Fresh {
                 trace!(self, "client {id} on {shard} hits #{:x} of {}", found.generation, text(&query.key));
                 self.check_object(&found, &query, floor);
                 self.clients[id].is_done = true;
                 return;
             }
-        }
-        // RFC 9111 §5.2.1.7: 504, and nobody is asked.
-        if query.directives.only_if_cached {
-            self.clients[id].is_done = true;
-            return;
         }
         let token = self.open(shard, Party::Client(id), Leftover::Lease);
         trace!(self, "client {id} on {shard} asks for {} {:?} as {token:?}", text(&query.key), query.directives);
@@ -93,6 +83,9 @@ impl World<'_> {
                 );
                 self.clients[id].is_done = true;
             }
+            Reply::Fetch { .. } | Reply::Alone if query.directives.only_if_cached => {
+                panic!("only-if-cached was sent to the origin")
+            }
             Reply::Fetch { hash, lease, stale: None } if is_head => {
                 // As `through_cache`: a HEAD brings nothing to store, so it goes alone, and who waits goes on.
                 self.end_lease(shard, hash, lease, FetchOutcome::Failed(ABANDONED));
@@ -108,6 +101,7 @@ impl World<'_> {
                 self.start_task(shard, query, FetchKind::Foreground, None, None, Some(id));
             }
             Reply::Failed { failure, stale } => {
+                assert_eq!(failure == NOT_CACHED, query.directives.only_if_cached, "{failure:?} under {directives:?}");
                 assert_ne!(failure, ABANDONED, "whoever waits for a fetch that was given up goes on");
                 self.check_stale_if_error(id, failure, stale.as_ref());
                 self.clients[id].is_done = true;

@@ -2,14 +2,14 @@
 //! the shards want done, by the same rules as `io`. Everything that happens is an event in one queue, so a seed replays.
 
 use crate::catalogue::Catalogue;
-use crate::check::Ledger;
+use crate::check::{Ledger, Use};
 use crate::client::Client;
 use crate::control::Purge;
 use crate::fetch::Task;
 use crate::rng::Rng;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::base::time::Now;
-use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, Reply, Token};
+use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
 use pilotlight::shard::query::owner_of;
 use pilotlight::shard::slots::Slots;
 use pilotlight::shard::state::{RoutePolicy, State, home_of};
@@ -400,8 +400,12 @@ impl<'c> World<'c> {
 
     /// Takes note of what the owner of a key lets somebody do who asked.
     fn note_grant(&mut self, owner: usize, shard: usize, token: Token, reply: &Reply) {
-        if matches!(reply, Reply::Alone) {
-            return self.note_alone(owner, shard, token);
+        match reply {
+            Reply::Alone => return self.note_alone(owner, shard, token),
+            Reply::Failed { failure, .. } if *failure == NOT_CACHED => {
+                return self.note_not_cached(owner, shard, token);
+            }
+            _ => {}
         }
         let Reply::Fetch { hash, lease, stale } = reply else { return };
         if owner_of(*hash, self.states.len()) != owner {
@@ -417,6 +421,23 @@ impl<'c> World<'c> {
                 let found = self.states[owner].find(*hash, &query.key, query.view());
                 assert!(found.is_none(), "a HEAD past a stored response: {found:?}");
             }
+        }
+    }
+
+    /// The owner says that it has nothing for who wants nothing fetched.
+    fn note_not_cached(&mut self, owner: usize, shard: usize, token: Token) {
+        let place = self.places.get(&(shard, token)).expect("an answer to nobody");
+        let Party::Client(client) = place.party else { panic!("not cached, to who asked for a slot") };
+        let ask = &self.catalogue.asks[self.clients[client].ask];
+        let query = &ask.query;
+        if owner_of(query.hash, self.states.len()) != owner {
+            return;
+        }
+        let now_mono_ms = self.now().mono_ms;
+        if let Some(found) = self.states[owner].find(query.hash, &query.key, query.view()) {
+            let lifetime = self.ledger.made[&found.generation].lifetime;
+            let allowed = lifetime.allows(ask.directives, now_mono_ms);
+            assert_eq!(allowed, Use::NotUnasked, "withheld from who said {:?}: {lifetime:?}", ask.directives);
         }
     }
 
