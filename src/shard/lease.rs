@@ -212,8 +212,8 @@ mod tests {
 
     #[test]
     fn an_invalidated_key_loses_the_markers_of_its_variants() {
-        let mut leases = Leases::default();
         for (case, primary_len, stays) in [("a variant of the key", 3, false), ("another key", 4, true)] {
+            let mut leases = Leases::default();
             let lease = leases.claim_quietly(b"h/a\0v", primary_len, 100, 0).expect(case);
             leases.end_marked(lease, 50);
             leases.taint(|held| held == b"h/a");

@@ -8,6 +8,9 @@ use pilotlight::shard::state::Selector;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Whether a purge means a URL, told without the code under test.
+type Meant = Box<dyn Fn(&Url) -> bool>;
+
 pub struct Purge {
     selector: Selector,
     /// The URLs that it means, and their versions when it began.
@@ -22,13 +25,13 @@ impl World<'_> {
         let url = self.urls[self.rng.below(self.urls.len())];
         let (host, prefix) = (HOSTS[self.rng.below(HOSTS.len())], PREFIXES[self.rng.below(PREFIXES.len())]);
         let tag = TAGS[self.rng.below(TAGS.len())];
-        let (selector, meant): (Selector, Box<dyn Fn(&Url) -> bool>) = match self.rng.below(4) {
-            0 => (Selector::Prefix(prefix.into()), Box::new(|url| url.target.starts_with(prefix))),
+        let (selector, meant): (Selector, Meant) = match self.rng.below(4) {
+            0 => (Selector::Prefix(prefix.into()), Box::new(move |url| url.target.starts_with(prefix))),
             1 => {
                 let prefix = format!("{host}{prefix}");
                 (Selector::Prefix(prefix.clone().into()), Box::new(move |url| url.key().starts_with(&prefix)))
             }
-            2 => (Selector::Tag(tag.into()), Box::new(|url| url.tags.contains(&tag))),
+            2 => (Selector::Tag(tag.into()), Box::new(move |url| url.tags.contains(&tag))),
             _ => {
                 let key = catalogue.urls[url].key();
                 (Selector::Url(key.clone().into()), Box::new(move |url| url.key() == key))

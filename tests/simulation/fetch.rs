@@ -260,7 +260,7 @@ impl World<'_> {
         if url.kind == Kind::Uncacheable {
             text.push_str(FORBIDDEN[version as usize % FORBIDDEN.len()]);
         }
-        let [name, separator] = if version % 2 == 0 { ["Cache-Tag", ","] } else { ["Surrogate-Key", " "] };
+        let [name, separator] = if version.is_multiple_of(2) { ["Cache-Tag", ","] } else { ["Surrogate-Key", " "] };
         text.push_str(&format!("{name}: {}\r\n\r\n", url.tags.join(separator)));
         let received_mono_ms = now.mono_ms;
         (
