@@ -36,12 +36,6 @@ pub enum BypassReason {
 }
 
 impl BypassReason {
-    /// The reason to forward as RFC 9211 §2.2 has it, for Cache-Status.
-    #[must_use]
-    pub fn fwd(self) -> &'static str {
-        if self == Self::Method { "method" } else { "bypass" }
-    }
-
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

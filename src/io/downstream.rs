@@ -356,7 +356,7 @@ impl Client {
                 None => self.pass(request, &query, b"; fwd=miss").await,
             },
             LookupMode::Bypass(reason) => {
-                let status = format!("; fwd={}; detail={}", reason.fwd(), reason.as_str());
+                let status = format!("; fwd=bypass; detail={}", reason.as_str());
                 self.pass(request, &query, status.as_bytes()).await
             }
         }
