@@ -1,10 +1,12 @@
 //! What a shard counts: handles registered once on the shard's own thread, and small methods that update them.
 //! Label values are bounded (routes, upstreams and shards of the configuration, and enums). Knows the `metrics` facade and `base/`, not who reads it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
+use crate::base::exemplar::{Exemplar, RouteExemplars};
 use crate::base::outcome::{FetchKind, Outcome};
 
 /// How a request to an upstream ended; the value of the metric label `result`.
@@ -125,6 +127,7 @@ pub struct Telemetry {
     routes: Vec<RouteMetrics>,
     upstreams: Vec<UpstreamMetrics>,
     shard: ShardMetrics,
+    exemplars: Arc<[RouteExemplars]>,
 }
 
 impl Telemetry {
@@ -136,6 +139,7 @@ impl Telemetry {
             routes: route_names.iter().map(|name| RouteMetrics::register(name)).collect(),
             upstreams: upstream_names.iter().map(|name| UpstreamMetrics::register(name)).collect(),
             shard: ShardMetrics::register(shard),
+            exemplars: route_names.iter().map(|_| RouteExemplars::default()).collect(),
         }
     }
 
@@ -154,6 +158,20 @@ impl Telemetry {
         let route = &self.routes[route];
         route.requests[outcome as usize].increment(1);
         route.duration[outcome as usize].record(duration);
+    }
+
+    /// The same request carried a trace context: it may stand for others of its latency. Without locks, but not free: for requests that
+    /// have a trace id only.
+    #[inline]
+    pub fn request_traced(&self, route: usize, outcome: Outcome, duration: Duration, trace_id: u128, unix_ms: u64) {
+        let value_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.exemplars[route][outcome as usize].leave(Exemplar { trace_id, value_ns, unix_ms });
+    }
+
+    /// By route: what `request_traced` leaves behind for whoever shows it.
+    #[must_use]
+    pub fn exemplars(&self) -> Arc<[RouteExemplars]> {
+        Arc::clone(&self.exemplars)
     }
 
     /// A request to an upstream ended. `duration` runs from the moment it had its slot.

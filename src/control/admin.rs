@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::dispatch::{self, DispatchError};
 use super::link::Selector;
 use super::listener::Listener;
+use super::openmetrics::Format;
 use super::{State, scrape, status, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
@@ -35,7 +36,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 
 type Reply = Response<Full<Bytes>>;
@@ -93,12 +93,12 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     if !allowed.split(", ").any(|method| method == request.method()) {
         return not_allowed(allowed);
     }
-    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path) }
+    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path, &request) }
 }
 
-fn show(state: &State, path: &str) -> Reply {
+fn show(state: &State, path: &str, request: &Request<Incoming>) -> Reply {
     match path {
-        "/metrics" => reply(StatusCode::OK, METRICS, scrape::text(state)),
+        "/metrics" => metrics(state, request),
         "/healthz" => reply(StatusCode::OK, PLAIN, "ok"),
         "/readyz" => {
             let readiness = status::readiness(state);
@@ -108,6 +108,15 @@ fn show(state: &State, path: &str) -> Reply {
         "/status" => reply_json(StatusCode::OK, &json!(status::status(state))),
         _ => page(),
     }
+}
+
+/// Rendered for each scrape anew: what it says is true now.
+fn metrics(state: &State, request: &Request<Incoming>) -> Reply {
+    let fields = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::preferred(&fields.collect::<Vec<_>>().join(","));
+    let mut reply = reply(StatusCode::OK, format.content_type(), scrape::text(state, format));
+    reply.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    reply
 }
 
 async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {

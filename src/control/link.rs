@@ -3,8 +3,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::base::exemplar::RouteExemplars;
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -18,6 +20,10 @@ pub struct ShardShared {
     pub heartbeat_mono_ms: AtomicU64,
     /// `io_uring`, `epoll`….
     pub driver: OnceLock<&'static str>,
+    /// The thread that it runs on, as the kernel numbers it; 0: not yet.
+    pub thread: AtomicI32,
+    /// By route, once the shard has registered its metrics.
+    pub exemplars: OnceLock<Arc<[RouteExemplars]>>,
     pub connections: AtomicU64,
     /// Requests in progress.
     pub inflight: AtomicU64,

@@ -89,6 +89,7 @@ impl Shard {
         let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
+        let _ = common.shared[id].exemplars.set(telemetry.exemplars());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
         let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
         let shard = Self {

@@ -75,6 +75,8 @@ pub fn run(start: Start) -> io::Result<()> {
         Loop::Epoll(_) => "epoll",
     };
     let _ = common.shared[id].driver.set(name);
+    // SAFETY: gettid takes nothing and cannot fail.
+    common.shared[id].thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     tracing::info!(shard = id, cpu = ?start.cpu, driver = name, "shard runs");
     let result = match event_loop {
         Loop::Uring(mut runtime, _) => {
