@@ -2,6 +2,7 @@
 //! Must hold: what compares equal here would get the same response; comparing allocates nothing.
 
 use crate::base::limits::VARY_FIELDS_MAX;
+use crate::base::size_class::allocated_bytes;
 use crate::http::fields::FieldId;
 use crate::http::head::FieldsView;
 
@@ -104,8 +105,11 @@ impl VarySpec {
     /// The memory it takes besides itself.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
-        let text = |v: &Value| if let Value::Text(t) = v { t.len() } else { 0 };
-        self.fields.iter().map(|(name, value)| size_of::<(Box<[u8]>, Value)>() + name.len() + text(value)).sum()
+        let text = |v: &Value| if let Value::Text(t) = v { allocated_bytes(t.len()) } else { 0 };
+        let each = |(name, value): &(Box<[u8]>, Value)| allocated_bytes(name.len()) + text(value);
+        allocated_bytes(self.fields.len() * size_of::<(Box<[u8]>, Value)>())
+            + self.fields.iter().map(each).sum::<usize>()
+            + self.language.as_ref().map_or(0, |language| allocated_bytes(language.len()))
     }
 }
 

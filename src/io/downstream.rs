@@ -79,10 +79,14 @@ enum Next {
     Close,
 }
 
-/// Serves a connection until it ends.
-pub async fn run(mut client: Client) {
-    // An error means that the client is gone; there is nobody to tell.
-    let _ = client.serve().await;
+/// Serves a connection until it ends. Not an async function, which would have room for the client twice: as an argument, and as a
+/// variable.
+#[expect(clippy::manual_async_fn, reason = "an idle connection pays for it")]
+pub fn run(mut client: Client) -> impl Future<Output = ()> {
+    async move {
+        // An error means that the client is gone; there is nobody to tell.
+        let _ = client.serve().await;
+    }
 }
 
 impl Client {
@@ -146,7 +150,7 @@ impl Client {
                 Next::Reject(error) => {
                     shard.telemetry.rejected(error.label());
                     let failure = Failure { status: error.status(), label: error.label(), detail: error.detail() };
-                    return self.refuse(failure).await;
+                    return Box::pin(self.refuse(failure)).await;
                 }
             }
         }
@@ -178,7 +182,7 @@ impl Client {
         match result {
             Ok(0) if !between_requests && shard.deadlines.fired(self.deadline) => {
                 shard.telemetry.rejected(HEADER_TIMEOUT.label);
-                self.refuse(HEADER_TIMEOUT).await?;
+                Box::pin(self.refuse(HEADER_TIMEOUT)).await?;
                 Ok(false)
             }
             Ok(count) => Ok(count > 0),

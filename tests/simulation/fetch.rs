@@ -7,7 +7,7 @@ use crate::world::{Event, LEASE_MS, Leftover, Party, World, brief_outcome, text,
 use bytes::Bytes;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::cache::freshness::{self, Validity};
-use pilotlight::cache::object::Object;
+use pilotlight::cache::object::{Object, Parts};
 use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, Token};
 use pilotlight::shard::query::Query;
 use std::sync::Arc;
@@ -151,25 +151,23 @@ impl World<'_> {
         };
         assert!(self.ledger.made.insert(generation, made).is_none(), "two responses of one generation");
         let body = match unchanged {
-            Some(stale) => stale.body.clone(),
+            Some(stale) => stale.share_body(),
             None => Bytes::from(vec![b'x'; self.rng.below(600)]),
         };
-        Object {
-            key: query.key.clone(),
+        Object::new(Parts {
+            key: &query.key,
             hash: query.hash,
             status: 200,
-            head: (*b"HTTP/1.1 200 OK\r\n").into(),
+            head: b"HTTP/1.1 200 OK\r\n",
             body,
             validity,
             vary: self.catalogue.vary_of(kind, query.view()),
-            etag: None,
-            last_modified: None,
-            request: query.buf.clone(),
-            tags: vec![tag.as_bytes().into()],
+            request: &query.buf,
+            tags: &[tag.as_bytes().into()],
             route: query.route,
             fetch_ms: 0,
             generation,
-        }
+        })
     }
 
     /// The fetch comes to its end: the slot goes back, the owner is told, the client that waits is served.
