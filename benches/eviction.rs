@@ -2,8 +2,9 @@
 //! figures to `benches/eviction.txt`; they are the same on every machine, because nothing here is timed.
 //!
 //! The candidates: FIFO; LRU; SIEVE (Zhang et al., NSDI 2024); S3-FIFO (Yang et al., SOSP 2023); SIEVE that takes what has expired
-//! first, which is what `cache/partition.rs` does; the same for S3-FIFO; and GDSF (Cherkasova 1998), which knows sizes but needs a
-//! heap, as a mark of what knowing more would bring.
+//! first; the same for S3-FIFO; S3-FIFO with a table of fingerprints for its ghosts, which is what `cache/partition.rs` does; that with a
+//! handicap for large objects; and GDSF (Cherkasova 1998), which knows sizes but needs a heap, as a mark of what knowing more would
+//! bring.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
@@ -147,7 +148,8 @@ fn traces() -> Vec<Trace> {
         ttl: 0,
     };
     traces.push(Trace::new("sizes, costs", zipf(0.9, 8), sized));
-    let mortal = |random: &mut Random| Thing { ttl: random.lognormal(30_000.0, 1.5).max(100.0) as u32, ..sized(random) };
+    let mortal =
+        |random: &mut Random| Thing { ttl: random.lognormal(30_000.0, 1.5).max(100.0) as u32, ..sized(random) };
     traces.push(Trace::new("sizes, lifetimes", zipf(0.9, 9), mortal));
     traces
 }
@@ -504,9 +506,7 @@ fn policy(name: &str, keys: usize, capacity: u64) -> Box<dyn Policy> {
             sized: name.contains("sized"),
             len: 0,
         }),
-        name => {
-            Box::new(Sieve { held, queue, hand: NOWHERE, expired_first })
-        }
+        _ => Box::new(Sieve { held, queue, hand: NOWHERE, expired_first }),
     }
 }
 

@@ -145,7 +145,11 @@ fn an_entry_costs_at_most_200_bytes_besides_its_own() {
         });
         assert_eq!(partition.len() as u64, entries);
         let each = |bytes: i64| (bytes - own as i64) as f64 / entries as f64;
-        println!("{entries} entries: {:.1} bytes each, {:.1} with what the allocator rounds up", each(asked), each(taken));
+        println!(
+            "{entries} entries: {:.1} bytes each, {:.1} with what the allocator rounds up",
+            each(asked),
+            each(taken)
+        );
         assert!(each(asked) <= 200.0, "{} bytes", each(asked));
         assert!(each(taken) <= 256.0, "{} bytes", each(taken));
         assert!(partition.bytes() as i64 >= taken, "says {}, takes {taken}", partition.bytes());

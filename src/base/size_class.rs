@@ -21,7 +21,8 @@ mod tests {
 
     #[test]
     fn classes() {
-        for (bytes, block) in [(0, 0), (8, 8), (20, 32), (64, 64), (65, 80), (100, 112), (128, 128), (129, 160), (1025, 1280)]
+        for (bytes, block) in
+            [(0, 0), (8, 8), (20, 32), (64, 64), (65, 80), (100, 112), (128, 128), (129, 160), (1025, 1280)]
         {
             assert_eq!(allocated_bytes(bytes), block, "{bytes}");
         }

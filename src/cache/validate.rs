@@ -55,8 +55,7 @@ fn if_match_holds(request: FieldsView, object: &Object) -> bool {
 fn any_tag(request: FieldsView, id: FieldId, object: &Object, matches: impl Fn(Tag, Tag) -> bool) -> bool {
     request.all(id).any(|line| {
         // RFC 9110 §13.1.1, §13.1.2: "*" is any representation, and there is one.
-        line == b"*"
-            || object.etag().is_some_and(|etag| tags(line).any(|asked| matches(Tag::of(asked), Tag::of(etag))))
+        line == b"*" || object.etag().is_some_and(|etag| tags(line).any(|asked| matches(Tag::of(asked), Tag::of(etag))))
     })
 }
 

@@ -34,7 +34,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Room for the next request's first bytes: what an idle connection keeps, and most heads fit in.
-const READ_BYTES: usize = 1536;
+const READ_BYTES: usize = 1280;
 /// Responses are written when so much has gathered, even if more requests are there.
 const WRITE_BYTES: usize = 64 * 1024;
 /// After an error, so long and so much is read and thrown away, so that the client gets to see the answer (RFC 9112 §9.6).
@@ -115,7 +115,11 @@ impl Client {
         let mut head_by_mono_ms = None;
         loop {
             let mut out = shard.take_buffer();
+            self.head = shard.take_head();
             let next = self.answer_buffered(&mut out, start_ns);
+            if !matches!(next, Next::Slow) {
+                shard.put_head(std::mem::take(&mut self.head));
+            }
             if out.is_empty() {
                 shard.put_buffer(out);
             } else {
@@ -164,7 +168,6 @@ impl Client {
         let between_requests = self.source.bytes().is_empty();
         let (by, expiry) = if between_requests {
             self.source.shrink(READ_BYTES);
-            shard.put_head(std::mem::take(&mut self.head));
             *head_by_mono_ms = None;
             let idle = if shard.draining.get() { DRAIN_IDLE_MS } else { config.idle_timeout.as_millis() as u64 };
             (now_ms + idle, Expiry::Idle)
@@ -180,9 +183,6 @@ impl Client {
         let room = if between_requests { READ_BYTES } else { READ_BYTES.max(self.source.bytes().len()) };
         let result = self.source.fill(room, by, expiry).await;
         drop(idle);
-        if between_requests {
-            self.head = shard.take_head();
-        }
         match result {
             Ok(0) if !between_requests && shard.deadlines.fired(self.deadline) => {
                 shard.telemetry.rejected(HEADER_TIMEOUT.label);
