@@ -7,6 +7,7 @@ use super::deadlines::Expiry;
 use super::exchange::{self, Exchange, Plan};
 use super::notify::Notify;
 use crate::base::outcome::FetchKind;
+use crate::base::size_class::allocated_bytes;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
 use crate::cache::freshness::Validity;
@@ -347,7 +348,10 @@ fn build(
     validity: Validity,
     fetch_ms: u32,
 ) -> Object {
-    body.shrink_to_fit();
+    // Anew, because the allocator leaves what it makes smaller by less than half where it is, and the cache counts by length.
+    if allocated_bytes(body.capacity()) > allocated_bytes(body.len()) {
+        body = body.as_slice().to_vec();
+    }
     let view = head.view(head_buf);
     let mut stored = Vec::with_capacity(head_buf.len() + 128);
     let now = shard.now();
