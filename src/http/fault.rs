@@ -207,9 +207,7 @@ impl Fault {
             Self::TooManyFields => "the head has more than 100 fields",
             Self::BadFieldName => "a field line has no colon, or a name that is not a token directly before it",
             Self::BadFieldValue => "a field value has a control byte",
-            Self::FramingLookalike => {
-                "a field is named like Content-Length or Transfer-Encoding but with an underscore"
-            }
+            Self::FramingLookalike => "a field is named almost like Content-Length or Transfer-Encoding",
             Self::MissingHost => "an HTTP/1.1 request must have a Host field",
             Self::RepeatedHost => "the Host field is there more than once",
             Self::BadHost => "the host is not a name or an address with an optional port from 1 to 65535",
