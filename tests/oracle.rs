@@ -230,7 +230,7 @@ const REFUSED: [Exception<Fault>; 16] = [
             Fault::RequestLineTooLong => head.target.len() > 8000,
             Fault::MethodTooLong => head.method.len() > 32,
             Fault::FieldLineTooLong => head.fields.iter().any(|(name, value)| name.len() + value.len() > 8000),
-            Fault::TooManyFields => head.fields.len() > 100,
+            Fault::TooManyFields => head.fields.len() > 90,
             _ => false,
         },
     },

@@ -1,7 +1,7 @@
 //! The rules of wire.md about heads, one named row each; every input is judged whole and on every cut.
 
 use super::*;
-use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::http::connection::CONNECTION_OPTIONS_MAX;
 
 /// The verdict on `input`, made sure of on every cut: a prefix is incomplete or has the same fault, and what follows a
@@ -496,7 +496,7 @@ fn limits_hold_before_the_head_is_complete() {
     for (case, passes, fails, fault) in [
         ("request line", line(REQUEST_LINE_BYTES_MAX), line(REQUEST_LINE_BYTES_MAX + 1), Fault::RequestLineTooLong),
         ("field line", field(FIELD_LINE_BYTES_MAX), field(FIELD_LINE_BYTES_MAX + 1), Fault::FieldLineTooLong),
-        ("fields", count(FIELDS_MAX), count(FIELDS_MAX + 1), Fault::TooManyFields),
+        ("fields", count(REQUEST_FIELDS_MAX), count(REQUEST_FIELDS_MAX + 1), Fault::TooManyFields),
         ("head", total(HEAD_BYTES_MAX), total(HEAD_BYTES_MAX + 1), Fault::HeadTooLong),
         ("options", options(CONNECTION_OPTIONS_MAX), options(CONNECTION_OPTIONS_MAX + 1), Fault::BadConnection),
     ] {
