@@ -4,6 +4,8 @@ Sizes and counts in heads, chunk extensions, trailers and floods of 1xx are rows
 slow bodies and clients that do not read have their deadlines in test_stream.py. Here is what needs several requests or time.
 """
 
+import os
+import resource
 import time
 
 import pytest
@@ -219,6 +221,29 @@ def test_waiters_get_what_is_for_them(gateway, origin, name, vary):
             assert (got.status, got.body) in ((206, b"0123456789"[: i + 1]), (200, b"0123456789"))
         else:
             assert got.body == value.encode()
+
+
+# Rule 57: no descriptor is left for a client who is waiting to be accepted.
+def test_out_of_descriptors_is_waited_out_without_spinning():
+    def ticks():
+        fields = open(f"/proc/{running.pid}/stat", encoding="ascii").read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    with Origin() as origin, Gateway(CONFIG, origin=origin.address) as running:
+        assert fetch(running.port, "/before").body == b"/before"
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (running.fds() + 3, hard))
+        clients = [Client(running.port) for _ in range(20)]
+        time.sleep(0.3)
+        lines, before = running.log.count("\n"), ticks()
+        time.sleep(1)
+        assert ticks() - before < os.sysconf("SC_CLK_TCK") // 2, "it spins"
+        assert running.log.count("\n") - lines < 100, "the log is flooded"
+        assert "cannot accept a connection" in running.log
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        for client in clients:
+            client.sock.close()
+        assert fetch(running.port, "/after", timeout=10).body == b"/after"
 
 
 def test_the_gateway_is_well_after_all_this(gateway, origin):
