@@ -6,6 +6,7 @@ slow bodies and clients that do not read have their deadlines in test_stream.py.
 
 import os
 import resource
+import signal
 import time
 
 import pytest
@@ -244,6 +245,24 @@ def test_out_of_descriptors_is_waited_out_without_spinning():
         for client in clients:
             client.sock.close()
         assert fetch(running.port, "/after", timeout=10).body == b"/after"
+
+
+# Rule 58: more operations are completed while the shard does not look than its ring of completions holds, which is 8192.
+def test_more_at_once_than_the_ring_holds_is_only_work():
+    with Origin() as origin, Gateway(CONFIG.replace("shards = 2", "shards = 1").replace('"3s"', '"60s"'), origin=origin.address) as gateway:
+        origin.route("/burst", respond(b"burst", "Cache-Control: max-age=3600"))
+        clients = [Client(gateway.port, timeout=20) for _ in range(9000)]
+        assert clients[-1].get("/burst").body == b"burst"
+        os.kill(gateway.pid, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.send(b"GET /burst HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        finally:
+            os.kill(gateway.pid, signal.SIGCONT)
+        for client in clients:
+            assert client.response().body == b"burst"
+            client.sock.close()
+        assert len(origin.to("/burst")) == 1
 
 
 def test_the_gateway_is_well_after_all_this(gateway, origin):
