@@ -155,6 +155,7 @@ def chain(gunicorn, tmp_path_factory):
             process.wait(10)
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("through", ["the gateway", "Caddy and the gateway"])
 def test_smugglex_finds_nothing(chain, through):
     gateway, front = chain
