@@ -4,10 +4,17 @@
 pub const REQUEST_LINE_BYTES_MAX: usize = 8190;
 /// Longest request or response head, the sum of all lines.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Longest single field line of a request: gunicorn's `limit_request_field_size`.
-pub const FIELD_LINE_BYTES_MAX: usize = 8190;
-/// Most field lines in a head: gunicorn's `limit_request_fields`.
+/// Longest single field line of a request: gunicorn's `limit_request_field_size` of 8190, less the CRLF, which it counts, and the
+/// space that we may write after the colon.
+pub const FIELD_LINE_BYTES_MAX: usize = 8187;
+/// Most field lines in a response head, and in the trailers of a message.
 pub const FIELDS_MAX: usize = 100;
+/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, three of X-Forwarded and two
+/// validators.
+pub const FIELDS_ADDED_MAX: usize = 10;
+/// Most field lines in a request head: gunicorn's `limit_request_fields` of 100, less what we add. A request that gunicorn alone
+/// refuses would hand its refusal to everybody who waits for the same fetch.
+pub const REQUEST_FIELDS_MAX: usize = 100 - FIELDS_ADDED_MAX;
 /// Longest method token; the longest registered one has 17 bytes (UPDATEREDIRECTREF).
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Chunk extensions in one message; they are dropped, so only the work of reading them is bounded.

@@ -1,5 +1,6 @@
 //! Listening sockets: bound once, deliberately, before any shard runs; and the tasks that accept on them.
 
+use super::clock;
 use super::core::Shard;
 use super::downstream::{self, Client};
 use super::mailbox::Parcel;
@@ -7,6 +8,7 @@ use super::stream::Connected;
 use crate::config::Addr;
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -240,9 +242,19 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
     }
 }
 
+thread_local! {
+    /// When this shard last said that it cannot accept.
+    static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
+}
+
 async fn pause(shard: &Shard, error: &io::Error) {
     if !shard.draining.get() {
-        tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
+        // All accepts of a shard fail together, twenty times a second: the log is told once a second.
+        let now = clock::mono_ns();
+        if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
+            COMPLAINED_NS.set(now);
+            tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
+        }
         monoio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

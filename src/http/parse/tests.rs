@@ -1,7 +1,7 @@
 //! The rules of wire.md about heads, one named row each; every input is judged whole and on every cut.
 
 use super::*;
-use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::http::connection::CONNECTION_OPTIONS_MAX;
 
 /// The verdict on `input`, made sure of on every cut: a prefix is incomplete or has the same fault, and what follows a
@@ -375,6 +375,11 @@ fn field_lines_that_are_refused() {
         ("a space before the colon, §5.1; row 2", b"Transfer-Encoding : chunked\r\n", Fault::BadFieldName),
         ("Transfer_Encoding; rows 2, 14", b"Transfer_Encoding: chunked\r\n", Fault::FramingLookalike),
         ("Content_Length; row 14", b"content_length: 5\r\n", Fault::FramingLookalike),
+        ("Transfer.Encoding; row 2", b"Transfer.Encoding: chunked\r\n", Fault::FramingLookalike),
+        ("Transfer--Encoding; row 2", b"Transfer--Encoding: chunked\r\n", Fault::FramingLookalike),
+        ("TransferxEncoding; row 2", b"TransferxEncoding: chunked\r\n", Fault::FramingLookalike),
+        ("Content-Length~; row 6", b"Content-Length~: 5\r\n", Fault::FramingLookalike),
+        ("~Content-Length; row 6", b"~content-length: 5\r\n", Fault::FramingLookalike),
         ("folded coding, §5.2; rows 2, 12", b"Transfer-Encoding:\r\n chunked\r\n", Fault::LeadingWhiteSpace),
         ("folded with HTAB, §5.2; row 12", b"X-A: b\r\n\tc\r\n", Fault::LeadingWhiteSpace),
         ("folded length, §5.2; row 12", b"Content-Length:\r\n 5\r\n", Fault::LeadingWhiteSpace),
@@ -491,7 +496,7 @@ fn limits_hold_before_the_head_is_complete() {
     for (case, passes, fails, fault) in [
         ("request line", line(REQUEST_LINE_BYTES_MAX), line(REQUEST_LINE_BYTES_MAX + 1), Fault::RequestLineTooLong),
         ("field line", field(FIELD_LINE_BYTES_MAX), field(FIELD_LINE_BYTES_MAX + 1), Fault::FieldLineTooLong),
-        ("fields", count(FIELDS_MAX), count(FIELDS_MAX + 1), Fault::TooManyFields),
+        ("fields", count(REQUEST_FIELDS_MAX), count(REQUEST_FIELDS_MAX + 1), Fault::TooManyFields),
         ("head", total(HEAD_BYTES_MAX), total(HEAD_BYTES_MAX + 1), Fault::HeadTooLong),
         ("options", options(CONNECTION_OPTIONS_MAX), options(CONNECTION_OPTIONS_MAX + 1), Fault::BadConnection),
     ] {
