@@ -14,6 +14,7 @@ use pilotlight::shard::state::{RoutePolicy, State};
 use pilotlight::shard::warm::Warm;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -100,8 +101,10 @@ impl Gateway {
         self.purges += 1;
         assert!(self.lane.send(Command::Purge { id: self.purges, selector: Selector::Prefix(b"/".to_vec()) }));
         while self.acks.completed(0, self.purges).is_none() {
-            std::thread::yield_now();
+            let mut bell = libc::pollfd { fd: self.acks.doorbell().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, which is ours during the call.
+            unsafe { libc::poll(&raw mut bell, 1, 1000) };
+            self.acks.silence();
         }
-        self.acks.silence();
     }
 }
