@@ -84,6 +84,7 @@ fn forwarded(data: &[u8], head: &RequestHead, trusted: bool) {
             scheme: "http",
             request_id: b"0123",
             name: "p",
+            cdn_loop: "",
             for_cache: !trusted,
             validators: Validators::default(),
         },

@@ -3,6 +3,7 @@
 use crate::script::PRIVATE;
 use pilotlight::config::{Overrides, load};
 use pilotlight::control::link::{Acks, Command, Selector, ShardShared};
+use pilotlight::http::hops;
 use pilotlight::io::core::Common;
 use pilotlight::io::listener::Bound;
 use pilotlight::io::mailbox::{self, ControlLane};
@@ -75,6 +76,7 @@ impl Gateway {
             acks: Arc::clone(&acks),
             servers: vec![vec![Server::Tcp(origin)]],
             connections_max: 1000,
+            cdn_loop: hops::cdn_loop_member(&config.server.name, 1),
             clients: Box::new([AtomicUsize::new(0)]),
             config: Arc::clone(&config),
         });
