@@ -51,7 +51,10 @@ pub(super) struct Lines {
 }
 
 pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lines>, Fault> {
-    let first = match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
+    let line = line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)
+        // What had come before the fault was refused already, if it came by itself.
+        .or_else(|fault| (rules.begun)(until_line_end(&buf[start..])).and(Err(fault)));
+    let first = match line? {
         Line::Whole(end) => start..end,
         Line::Begun(end) => return (rules.begun)(&buf[start..end]).map(|()| None),
     };
@@ -72,6 +75,10 @@ pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lin
         }
     }
     Ok(None)
+}
+
+fn until_line_end(buf: &[u8]) -> &[u8] {
+    &buf[..memchr::memchr2(b'\r', b'\n', buf).unwrap_or(buf.len())]
 }
 
 /// The line that starts at `at` ends, or has come so far, at this position; its CRLF does not count.

@@ -314,6 +314,7 @@ fn whole_requests_that_are_refused() {
         ("the preface of HTTP/2; row 26", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Fault::UnsupportedVersion),
         ("TLS; row 23", "\x16\x03\x01\x02\0\x01\0", Fault::BadMethod),
         ("a byte that no token has; row 23", "GE(T / HTTP/1.1\r\nHost: a\r\n\r\n", Fault::BadMethod),
+        ("the first of two faults, a CR behind it; row 23", "GET: /\rx HTTP/1.1\r\n\r\n", Fault::BadMethod),
         (
             "33 bytes of method; row 23",
             "ABCDEFGHIJKLMNOPQRSTUVWXYZ1234567 / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -659,6 +660,7 @@ fn responses_that_are_refused() {
         ("not HTTP", "ICY 200 OK\r\n\r\n", Fault::BadStatusLine),
         ("an empty line first", "\r\nHTTP/1.1 200 OK\r\n\r\n", Fault::BadStatusLine),
         ("bare LF, §2.2; row 46", "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", Fault::LineFeedAlone),
+        ("the first of two faults, an LF behind it", "HTTP/2 200\nX: 1\r\n\r\n", Fault::BadStatusLine),
         ("bare LF in a value; row 46", "HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\n\r\n", Fault::LineFeedAlone),
         ("bare CR in a value; row 46", "HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n", Fault::CarriageReturnAlone),
         ("folded, §5.2; row 12", "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n", Fault::LeadingWhiteSpace),
