@@ -3,4 +3,5 @@
 pub mod exemplar;
 pub mod limits;
 pub mod outcome;
+pub mod size_class;
 pub mod time;

@@ -14,6 +14,7 @@ use crate::base::time::Now;
 use crate::config::Config;
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
+use crate::http::head::RequestHead;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
 use crate::shard::query::Query;
@@ -75,6 +76,7 @@ pub struct Shard {
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    heads: RefCell<Vec<RequestHead>>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
@@ -82,6 +84,7 @@ pub struct Shard {
 }
 
 const BUFFERS_MAX: usize = 64;
+const HEADS_MAX: usize = 64;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
@@ -110,6 +113,7 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
+            heads: RefCell::new(Vec::new()),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
@@ -165,6 +169,18 @@ impl Shard {
         if buffers.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
             buffer.clear();
             buffers.push(buffer);
+        }
+    }
+
+    /// A head to parse into; give it back with `put_head`, so that idle connections hold none.
+    pub fn take_head(&self) -> RequestHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn put_head(&self, head: RequestHead) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < HEADS_MAX && head.fields.capacity() > 0 {
+            heads.push(head);
         }
     }
 
