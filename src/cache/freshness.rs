@@ -142,8 +142,10 @@ pub fn of_response(
     let (source, lifetime_secs) = lifetime(head.status, view, d, cache, now, initial_age_secs);
     let overridden = source == Source::RouteOverride;
     let strict = !overridden && (d.must_revalidate || d.proxy_revalidate);
+    // The route's windows are meant for answers, not for the lack of one.
+    let negative = cache.negative_ttl.contains_key(&head.status);
     let window = |own: Option<u32>, route: Option<Duration>| {
-        if strict { 0 } else { own.or(route.map(|r| clamp(r.as_secs()))).unwrap_or(0) }
+        if strict { 0 } else { own.or(route.filter(|_| !negative).map(|r| clamp(r.as_secs()))).unwrap_or(0) }
     };
     let validity = Validity {
         received_mono_ms: now.mono_ms,
@@ -180,8 +182,8 @@ fn lifetime(
     initial_age_secs: u32,
 ) -> (Source, u32) {
     // The route's lifetime counts from receipt, so what the response has already aged is added.
-    let ttl =
-        cache.ttl.filter(|_| route_ttl_applies(status)).map(|t| clamp(t.as_secs()).saturating_add(initial_age_secs));
+    let ttl = cache.negative_ttl.get(&status).copied().or(cache.ttl.filter(|_| route_ttl_applies(status)));
+    let ttl = ttl.map(|t| clamp(t.as_secs()).saturating_add(initial_age_secs));
     if let Some(secs) = ttl.filter(|_| cache.override_) {
         return (Source::RouteOverride, secs);
     }
