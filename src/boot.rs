@@ -108,6 +108,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         acks,
         recorder,
         config,
+        endpoints,
         on_drain: Box::new(|| tracing::info!("draining")),
         signals: true,
     };

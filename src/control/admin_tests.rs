@@ -124,6 +124,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         acks,
         recorder,
         config: Arc::new(config()),
+        endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         signals,
     };

@@ -62,7 +62,9 @@ impl Leaving {
                 }
                 Seen::Broken => entry.gone = true,
             }
-            if let Some(waker) = entry.waker.take().filter(|_| entry.gone) {
+            if entry.gone
+                && let Some(waker) = entry.waker.take()
+            {
                 waker.wake();
             }
         }
@@ -102,7 +104,18 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
-    use std::task::Context;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Wake};
+
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     #[test]
     fn a_client_that_leaves_is_noticed_after_the_time_of_grace() {
@@ -110,15 +123,18 @@ mod tests {
         let leaving = Leaving::default();
         let fd = ours.as_raw_fd();
         let mut waiting = Box::pin(leaving.unless_left(fd, std::future::pending::<()>()));
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut poll = |now| {
-            leaving.look(1_000, now);
-            waiting.as_mut().poll(&mut cx)
-        };
-        assert!(poll(0).is_pending() && poll(1).is_pending());
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        leaving.look(1_000, 0);
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        assert!(poll(200).is_pending() && poll(1_199).is_pending());
-        assert_eq!(poll(1_200), Poll::Ready(None));
+        leaving.look(1_000, 200);
+        leaving.look(1_000, 1_199);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        leaving.look(1_000, 1_200);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "who waits is woken");
+        assert_eq!(waiting.as_mut().poll(&mut cx), Poll::Ready(None));
         drop(waiting);
         assert!(leaving.entries.borrow().is_empty());
     }
