@@ -70,6 +70,12 @@ pub const BREAKER_OPEN_UNREACHABLE: Failure = Failure {
     label: "upstream_breaker_open",
     detail: "the upstream could not be reached lately and is left alone for a while",
 };
+/// RFC 9111 §5.2.1.7: nobody is to be asked, and no stored response will do.
+pub const NOT_CACHED: Failure = Failure {
+    status: 504,
+    label: "not_cached",
+    detail: "the request said only-if-cached, and there is no stored response that may be served",
+};
 
 /// How a fetch under a lease ended.
 #[derive(Debug, Clone)]
