@@ -1,4 +1,4 @@
-//! The control thread: signals, admin HTTP, metrics text, the watchdog, and the end of the program.
+//! The control thread: signals, admin HTTP, metrics text, the watchdog, names and health of servers, and the end of the program.
 //!
 //! It is ordinary code on a thread of its own, not pinned to a shard's core. It must answer when every shard is stuck, so it only ever
 //! reads what shards share ([`link`]), and each wait for a shard has a deadline. Must not know how a shard works or how commands travel.

@@ -29,7 +29,8 @@
 //! what the sender's connections can have asked for. A shard that is about to sleep says so, looks once more, and only then sleeps; a
 //! sender rings the doorbell only of a sleeper ([`io::mailbox`]).
 //!
-//! The **control thread** takes signals, serves the admin address, renders metrics and watches heartbeats ([`control`]). It reads
+//! The **control thread** takes signals, serves the admin address, renders metrics, watches heartbeats, looks names up and checks
+//! the health of servers ([`control`]). It reads
 //! what shards publish and never needs one of them to be well: `/metrics`, `/healthz` and `/status` answer while every shard
 //! stands still. It is the main thread, on an ordinary runtime (tokio, hyper), pinned nowhere.
 //!
