@@ -1,10 +1,11 @@
 //! What the control thread and the shards share: numbers that one shard writes and control reads, commands, and their acknowledgement.
 //! Nothing here locks, and a shard never waits for control.
 
+use crate::config::Endpoint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -55,6 +56,8 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
+    Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
