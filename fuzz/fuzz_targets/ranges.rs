@@ -111,10 +111,10 @@ fn sent(stored: &Rc<Arc<Object>>, method: Method, asked: FieldsView<'_>) {
         let (range, len) = line.strip_prefix("bytes ").and_then(|l| l.split_once('/')).unwrap();
         let (first, last) = range.split_once('-').unwrap();
         let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-        assert_eq!(len.parse(), Ok(stored.body.len()));
+        assert_eq!(len.parse(), Ok(stored.body().len()));
         assert_eq!(last - first + 1, body_len, "{line}");
         if rest.is_none() {
-            assert_eq!(out[head.head_len..], stored.body[first..=last]);
+            assert_eq!(out[head.head_len..], stored.body()[first..=last]);
         }
     }
 }

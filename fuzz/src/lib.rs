@@ -8,7 +8,7 @@ pub mod wire;
 use bytes::Bytes;
 use pilotlight::base::time::Now;
 use pilotlight::cache::freshness::Validity;
-use pilotlight::cache::object::{self, Object};
+use pilotlight::cache::object::{self, Object, Parts};
 use pilotlight::cache::vary::{self, Vary};
 use pilotlight::config::{Authorization, RouteCache};
 use pilotlight::http::encode;
@@ -93,26 +93,23 @@ pub fn response(status: u16, fields: &[u8]) -> Option<Response> {
 pub fn object(request: &Request, response: &Response, body: Bytes) -> Object {
     let mut head = Vec::new();
     encode::stored_head(&mut head, &response.head, &response.buf, "p", body.len(), DATE);
-    let own = |id| response.view().first(id).map(Box::<[u8]>::from);
-    Object {
-        key: b"h/".as_slice().into(),
+    Object::new(Parts {
+        key: b"h/",
         hash: 0,
         status: response.head.status,
-        etag: own(FieldId::Etag),
-        last_modified: own(FieldId::LastModified),
-        tags: object::tags(response.view()),
-        head: head.into(),
+        tags: &object::tags(response.view()),
+        head: &head,
         body,
         validity: Validity { received_mono_ms: NOW.mono_ms, lifetime_secs: 60, ..Validity::default() },
         vary: match vary::of_response(response.view(), request.view()) {
             Vary::On(spec) => Some(spec),
             Vary::None | Vary::Star => None,
         },
-        request: request.buf.clone().into(),
+        request: &request.buf,
         route: 0,
         fetch_ms: 0,
         generation: 0,
-    }
+    })
 }
 
 /// One of 256 routes.

@@ -89,6 +89,7 @@ pub fn route(change: impl FnOnce(&mut RouteCache)) -> RouteCache {
         stale_if_error: None,
         refresh_ahead: 0.8,
         authorization: Authorization::Rfc9111,
+        negative_ttl: std::collections::BTreeMap::new(),
     };
     change(&mut cache);
     cache

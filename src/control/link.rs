@@ -1,6 +1,7 @@
 //! What the control thread and the shards share: numbers that one shard writes and control reads, commands, and their acknowledgement.
 //! Nothing here locks, and a shard never waits for control.
 
+use crate::config::Endpoint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -61,6 +62,8 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
+    Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }

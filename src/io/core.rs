@@ -4,14 +4,15 @@ use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
 use super::fetch;
+use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
-use super::pool::Pool;
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
+use super::upstream::Upstream;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{Addr, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
@@ -37,8 +38,8 @@ pub struct Common {
     pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
-    /// Resolved addresses of each upstream's servers.
-    pub servers: Vec<Vec<super::pool::Server>>,
+    /// The addresses of each upstream's servers at the start; later ones come as commands.
+    pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
@@ -49,9 +50,12 @@ impl Common {
     /// How long the holder of a lease on this route may take: the sum of all that it may wait for, and some seconds for the body.
     pub fn lease_ms(&self, route: u16) -> u64 {
         let upstream = &self.config.upstreams[self.config.routes[route as usize].upstream];
-        let waits =
-            [upstream.queue_timeout, upstream.connect_timeout, upstream.first_byte_timeout, upstream.read_timeout];
-        waits.iter().map(|wait| wait.as_millis() as u64).sum()
+        let single = matches!(upstream.servers[..], [Addr::Tcp(_) | Addr::Unix(_)]);
+        let attempts = if single { 1 } else { upstream.retries.saturating_add(1) };
+        let attempt = upstream.connect_timeout + upstream.first_byte_timeout;
+        let exchange = attempt.saturating_mul(attempts).saturating_add(upstream.read_timeout);
+        let exchange = upstream.total_timeout.map_or(exchange, |total| exchange.min(total + LEASE_SLACK));
+        (upstream.queue_timeout.saturating_add(exchange)).as_millis() as u64
     }
 }
 
@@ -63,8 +67,9 @@ pub struct Shard {
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
+    pub leaving: Leaving,
     pub spin: Spin,
-    pub pools: Vec<Pool>,
+    pub upstreams: Vec<Upstream>,
     pub telemetry: Telemetry,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
@@ -83,6 +88,8 @@ pub struct Shard {
     counted: Cell<Counts>,
 }
 
+/// A deadline that ends an exchange is noticed a little late.
+const LEASE_SLACK: Duration = Duration::from_secs(1);
 const BUFFERS_MAX: usize = 64;
 const HEADS_MAX: usize = 64;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
@@ -94,7 +101,12 @@ impl Shard {
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
         let _ = common.shared[id].exemplars.set(telemetry.exemplars());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
-        let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
+        let servers: Vec<Vec<String>> =
+            common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
+        let telemetry = telemetry.with_servers(&upstreams, &servers);
+        let now_mono_ms = clock::mono_ns() / 1_000_000;
+        let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
+        let upstreams = upstreams.map(|(config, own)| Upstream::new(config, own.clone(), now_mono_ms)).collect();
         let shard = Self {
             id,
             count,
@@ -102,8 +114,9 @@ impl Shard {
             outbox: RefCell::new(outbox),
             replies: Replies::default(),
             deadlines: Deadlines::default(),
+            leaving: Leaving::default(),
             spin: Spin::new(common.config.server.busy_poll),
-            pools,
+            upstreams,
             telemetry,
             draining: Cell::new(false),
             connections: Cell::new(0),
@@ -153,10 +166,15 @@ impl Shard {
 
     /// A request id that no other request of this process has: 16 hexadecimal digits.
     pub fn request_id(&self) -> [u8; 16] {
+        let mixed = self.random();
+        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+    }
+
+    /// A number that nobody outside can foretell.
+    pub fn random(&self) -> u64 {
         let id = self.request_ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.request_ids.set(id);
-        let mixed = self.common.hasher.hash_one(id);
-        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+        self.common.hasher.hash_one(id)
     }
 
     /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
@@ -285,6 +303,11 @@ impl Shard {
                     self.warm_once(host, target, now);
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
+            }
+            Command::Servers { upstream, endpoints } => {
+                let at = upstream as usize;
+                let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
+                self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
             Command::Drain => self.start_drain(),
         }

@@ -1,7 +1,7 @@
 //! A fetch under a lease: it runs by itself, so that it goes on when the client that started it leaves, and it always tells
 //! the owner of the key how it ended.
 
-use super::body::{BodyError, CHUNK_BYTES};
+use super::body::CHUNK_BYTES;
 use super::core::Shard;
 use super::deadlines::Expiry;
 use super::exchange::{self, Exchange, Plan};
@@ -189,9 +189,6 @@ pub const STRAY_304: Failure = Failure {
     label: "upstream_stray_304",
     detail: "the upstream answered 304 to a request that it does not fit",
 };
-pub const CUT: Failure =
-    Failure { status: 502, label: "upstream_cut", detail: "the upstream's response ended before it was complete" };
-
 fn fail(guard: &mut LeaseGuard, flight: Option<&Flight>, failure: Failure, stale: Option<Arc<Object>>) {
     guard.end(FetchOutcome::Failed(failure));
     if let Some(flight) = flight {
@@ -320,7 +317,7 @@ async fn collect(
         let (result, read) = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both).await;
         piece = read;
         if let Err(error) = result {
-            let failure = if error == BodyError::Timeout { exchange::FIRST_BYTE_TIMEOUT } else { CUT };
+            let failure = exchange.broke(error);
             guard.end(FetchOutcome::Failed(failure));
             return flight.set(Stage::Cut);
         }

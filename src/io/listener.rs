@@ -183,7 +183,8 @@ async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
 fn emptier(shard: &Shard) -> Option<usize> {
     let clients = |at: usize| shard.common.clients[at].load(Ordering::Relaxed);
     let fewest = (0..shard.count).min_by_key(|at| (clients(*at), *at != shard.id))?;
-    (clients(fewest) < clients(shard.id) && !shard.draining.get()).then_some(fewest)
+    // Counts move while they are read: this shard may have fewer than itself a moment ago.
+    (fewest != shard.id && clients(fewest) < clients(shard.id) && !shard.draining.get()).then_some(fewest)
 }
 
 fn hand_over(shard: &Shard, to: usize, fd: RawFd, family: Family) {

@@ -29,6 +29,7 @@ const ROUTE: RouteCache = RouteCache {
     stale_if_error: None,
     refresh_ahead: 0.8,
     authorization: Authorization::Rfc9111,
+    negative_ttl: std::collections::BTreeMap::new(),
 };
 
 /// The ways in which a response says that it is for one client alone.
