@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use metrics::{describe_gauge, gauge, with_local_recorder};
 
-use super::exposition::Page;
+use super::exposition::{Page, pairs};
 use super::openmetrics::Format;
 use super::recorder::{Kind, Labels};
 use super::{State, process, status};
@@ -20,6 +20,7 @@ pub(super) fn text(state: &State, format: Format) -> String {
     let mut page = Page::new(format, state.page_bytes.get() + PAGE_SPARE_BYTES, Some(&traces));
     state.recorder.render(&mut page);
     shard_cpu(state, &mut page);
+    shields(state, &mut page);
     process::render(&mut page, state.started_unix_secs);
     let text = page.end();
     state.page_bytes.set(text.len());
@@ -50,6 +51,27 @@ fn shard_cpu(state: &State, page: &mut Page<'_>) {
         {
             page.number(NAME, &format!("shard=\"{shard}\""), secs);
         }
+    }
+}
+
+/// Not gauges of the recorder: one that has nothing (any more) is to be absent.
+fn shields(state: &State, page: &mut Page<'_>) {
+    const AGE: &str = "pilotlight_shield_age_seconds";
+    const INTERVAL: &str = "pilotlight_shield_interval_seconds";
+    let now_ms = state.shards.now_mono_ms();
+    let routes = state.config.routes.iter().enumerate();
+    let shielded: Vec<_> = routes.filter_map(|(at, route)| Some((at, route, route.shield.as_ref()?))).collect();
+    let pairs = |route: &str| pairs(&vec![("route".to_owned(), route.to_owned())]);
+    page.head(AGE, Kind::Gauge, "Time since the application answered what the route's scrape shield shows.");
+    for (at, route, _) in &shielded {
+        let told = state.shared().iter().filter_map(|shared| shared.shields.get(*at)).map(|since| since.load(Relaxed));
+        if let Some(since_ms) = told.max().filter(|since_ms| *since_ms > 0) {
+            page.number(AGE, &pairs(&route.name), now_ms.saturating_sub(since_ms) as f64 / 1000.0);
+        }
+    }
+    page.head(INTERVAL, Kind::Gauge, "How often the route's scrape shield asks the application.");
+    for (_, route, shield) in &shielded {
+        page.number(INTERVAL, &pairs(&route.name), shield.interval.as_secs_f64());
     }
 }
 

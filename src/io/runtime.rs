@@ -6,7 +6,7 @@ use super::deadlines::TICK_MS;
 use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
-use super::spin;
+use super::{shield, spin};
 use super::upstream;
 use crate::shard::state::State;
 use monoio::net::UnixStream;
@@ -121,6 +121,7 @@ async fn drive(start: Start) -> io::Result<()> {
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
     listener::start(&shard, bound)?;
     spin::start(&shard)?;
+    shield::start(&shard);
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
     shard.publish(now);
