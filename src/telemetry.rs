@@ -481,9 +481,15 @@ fn describe() {
     counter!("pilotlight_requests_total", "Client requests by route and by how they were answered.");
     histogram!("pilotlight_request_duration_seconds", "From the request head to the last byte of the response.");
     counter!("pilotlight_upstream_requests_total", "Requests to upstreams by reason and result.");
-    histogram!("pilotlight_upstream_duration_seconds", "From the slot to the head of the upstream's response, or to the failure.");
+    histogram!(
+        "pilotlight_upstream_duration_seconds",
+        "From the slot to the head of the upstream's response, or to the failure."
+    );
     histogram!("pilotlight_upstream_queue_wait_seconds", "Wait for a slot of the upstream.");
-    histogram!("pilotlight_upstream_phase_seconds", "Time of upstream requests by phase: queue, connect, first_byte, body.");
+    histogram!(
+        "pilotlight_upstream_phase_seconds",
+        "Time of upstream requests by phase: queue, connect, first_byte, body."
+    );
     histogram!("pilotlight_refresh_lateness_seconds", "How long after it was due a refresh or warm fetch started.");
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");

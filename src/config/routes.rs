@@ -47,7 +47,15 @@ pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream])
 /// The route that sends everything to one upstream and caches what responses allow.
 pub fn everything(upstream: usize) -> Route {
     let cache = Some(RouteCache::default());
-    Route { name: "/".to_owned(), host: None, path: "/".to_owned(), upstream, max_concurrency: None, cache, shield: None }
+    Route {
+        name: "/".to_owned(),
+        host: None,
+        path: "/".to_owned(),
+        upstream,
+        max_concurrency: None,
+        cache,
+        shield: None,
+    }
 }
 
 impl Default for RouteCache {

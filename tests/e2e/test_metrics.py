@@ -102,3 +102,69 @@ def test_promtool_has_nothing_to_say(gateway):
         gateway.get(path)
     checked = promtool(get(gateway.admin, "/metrics").text)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_upstream_time_is_split_into_phases(gateway, origin):
+    origin.on("/slow", Reply(delay=0.3, pieces=[(0, b"a"), (0.2, b"b")], headers={"Cache-Control": "no-store"}))
+
+    def phase(name, of):
+        return metrics.sum(f"pilotlight_upstream_phase_seconds_{of}", upstream="app", phase=name)
+
+    # One connection, so that both requests are the same shard's.
+    client = gateway.connect()
+    assert client.request("GET", "/slow").body == b"ab"
+    metrics = wait_until(lambda: m if (m := gateway.metrics()).sum("pilotlight_upstream_phase_seconds_count", phase="body") else None)
+    assert 0.29 < phase("first_byte", "sum") < 1, "the wait for the head"
+    assert 0.19 < phase("body", "sum") < 1, "from the head to the last byte"
+    assert phase("queue", "count") == phase("connect", "count") == 1 and phase("connect", "sum") < 0.1
+    # The connection is used again, so no time goes into making one.
+    client.request("GET", "/none")
+    client.close()
+    metrics = gateway.metrics()
+    assert phase("connect", "count") == 1 and phase("first_byte", "count") == 2
+
+
+def test_the_wait_for_a_slot_is_a_phase_too(gateway, origin):
+    origin.on("/slow", Reply("x", {"Cache-Control": "no-store"}, delay=0.4))
+    connections = [gateway.connect() for _ in range(3)]
+    for number, connection in enumerate(connections):
+        connection.send(connection.request_bytes("GET", f"/slow/{number}"))
+    for connection in connections:
+        connection.read_response()
+        connection.close()
+    # Two slots, so the third waits for as long as the first takes.
+    assert 0.35 < gateway.metrics().sum("pilotlight_upstream_phase_seconds_sum", upstream="app", phase="queue") < 2
+
+
+def test_a_warm_fetch_that_has_to_wait_is_late(origin):
+    config = CONFIG + '[[warm]]\nhost = "h"\npaths = ["/cached/{1..4}"]\n'
+    origin.on("/cached/", Reply("x", delay=0.3))
+    with Gateway(config, origin=origin.address, shards=1) as gateway:
+        metrics = gateway.metrics()
+        # One background slot for four entries: the last starts after the three before it.
+        assert metrics.sum("pilotlight_refresh_lateness_seconds_count", kind="warm") == 4
+        assert metrics.sum("pilotlight_refresh_lateness_seconds_sum", kind="warm") > 0.3 + 0.6 + 0.9 - 0.1
+
+
+def test_a_stalled_shard_is_shown_and_hides_nothing(origin):
+    with Gateway(CONFIG, origin=origin.address, env={"PILOTLIGHT_DEBUG_HOOKS": "1"}) as gateway:
+        assert http(gateway.admin, "POST", "/debug/stall?shard=1&ms=4000", (), b"").status == 202
+        started, slowest = time.monotonic(), 0
+        ages = []
+        while time.monotonic() < started + 3:
+            for path in ("/metrics", "/healthz", "/status"):
+                answer = get(gateway.admin, path, timeout=2)
+                assert answer.status == 200
+                slowest = max(slowest, answer.elapsed)
+            ages.append(gateway.metrics().sum("pilotlight_shard_heartbeat_age_seconds", shard=1))
+            time.sleep(0.1)
+        assert slowest < 0.5
+        assert max(ages) > 2 and gateway.metrics().sum("pilotlight_shard_heartbeat_age_seconds", shard=0) < 1
+        assert [shard["stalled"] for shard in gateway.status()["shards"]] == [False, True]
+        wait_until(lambda: not any(shard["stalled"] for shard in gateway.status()["shards"]), 5, "the end of the stall")
+        # The lag of the loop tells of it afterwards.
+        assert gateway.metrics().sum("pilotlight_shard_loop_lag_seconds_sum", shard=1) > 3.5
+
+
+def test_debug_hooks_are_off_unless_asked_for(gateway):
+    assert http(gateway.admin, "POST", "/debug/stall?shard=1&ms=1", (), b"").status == 404
