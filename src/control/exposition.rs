@@ -3,7 +3,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::histogram::{LE, Snapshot};
+use super::histogram::{LE, Scale, Snapshot};
 use super::openmetrics::{self, Format};
 use super::recorder::{Entry, Family, Kind, Labels, Series};
 use crate::base::exemplar::Exemplar;
@@ -91,23 +91,29 @@ impl<'a> Page<'a> {
             self.prefix.push_str(part);
         }
         let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, labels));
-        let bounds = LE.iter().zip(snapshot.cumulative()).map(|((le, upper_ns), count)| (*le, *upper_ns, count));
+        let scale = scale_of(name);
         let mut lower_ns = None;
-        for (le, upper_ns, count) in bounds.chain([("+Inf", u64::MAX, count)]) {
-            let point = if self.format == Format::OpenMetrics { openmetrics::bound_suffix(le) } else { "" };
-            self.out.push_str(&self.prefix);
-            self.put(&[le, point, "\"} ", itoa::Buffer::new().format(count)]);
-            let within =
-                |trace: &&Exemplar| lower_ns.is_none_or(|lower| lower < trace.value_ns) && trace.value_ns <= upper_ns;
-            if let Some(latest) = traces.iter().filter(within).max_by_key(|trace| trace.unix_ms) {
-                openmetrics::exemplar(&mut self.out, latest);
-            }
-            self.out.push('\n');
-            lower_ns = Some(upper_ns);
+        for (bound, count) in LE.iter().zip(snapshot.cumulative()).filter(|(bound, _)| bound.is_shown(scale)) {
+            self.bucket(bound.text, count, &traces, lower_ns, bound.ns);
+            lower_ns = Some(bound.ns);
         }
+        self.bucket("+Inf", count, &traces, lower_ns, u64::MAX);
         self.sample([name, "_sum"], pairs);
         let _ = writeln!(self.out, "{}", Number(snapshot.sum_ns as f64 / 1e9));
         self.count([name, "_count"], pairs, count);
+    }
+
+    /// One line of a histogram, with the latest exemplar above `lower_ns` and up to `upper_ns`.
+    fn bucket(&mut self, le: &str, count: u64, traces: &[Exemplar], lower_ns: Option<u64>, upper_ns: u64) {
+        let point = if self.format == Format::OpenMetrics { openmetrics::bound_suffix(le) } else { "" };
+        self.out.push_str(&self.prefix);
+        self.put(&[le, point, "\"} ", itoa::Buffer::new().format(count)]);
+        let within = |at_ns: u64| lower_ns.is_none_or(|lower| lower < at_ns) && at_ns <= upper_ns;
+        let latest = traces.iter().filter(|trace| within(trace.value_ns)).max_by_key(|trace| trace.unix_ms);
+        if let Some(latest) = latest {
+            openmetrics::exemplar(&mut self.out, latest);
+        }
+        self.out.push('\n');
     }
 
     fn count(&mut self, name: [&str; 2], pairs: &str, value: u64) {
@@ -126,6 +132,19 @@ impl<'a> Page<'a> {
 
     fn put(&mut self, parts: &[&str]) {
         parts.iter().for_each(|part| self.out.push_str(part));
+    }
+}
+
+/// By the name of a family.
+fn scale_of(name: &str) -> Scale {
+    match name {
+        "pilotlight_upstream_duration_seconds"
+        | "pilotlight_upstream_queue_wait_seconds"
+        | "pilotlight_upstream_phase_seconds"
+        | "pilotlight_lease_wait_seconds"
+        | "pilotlight_shard_loop_lag_seconds" => Scale::Waits,
+        "pilotlight_staleness_served_seconds" | "pilotlight_refresh_lateness_seconds" => Scale::Ages,
+        _ => Scale::Requests,
     }
 }
 

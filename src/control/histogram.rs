@@ -6,36 +6,69 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The `le` bounds of the exposition: text and nanoseconds, ascending; `+Inf` is implied. From a hit's tens of microseconds to a
-/// minute, at most 3 times apart. The text is what Prometheus's own clients write; OpenMetrics wants a point in whole numbers besides.
-pub const LE: [(&str, u64); 21] = [
-    ("1e-05", 10_000),
-    ("2.5e-05", 25_000),
-    ("5e-05", 50_000),
-    ("0.0001", 100_000),
-    ("0.00025", 250_000),
-    ("0.0005", 500_000),
-    ("0.001", 1_000_000),
-    ("0.0025", 2_500_000),
-    ("0.005", 5_000_000),
-    ("0.01", 10_000_000),
-    ("0.02", 20_000_000),
-    ("0.05", 50_000_000),
-    ("0.1", 100_000_000),
-    ("0.25", 250_000_000),
-    ("0.5", 500_000_000),
-    ("1", 1_000_000_000),
-    ("2.5", 2_500_000_000),
-    ("5", 5_000_000_000),
-    ("10", 10_000_000_000),
-    ("30", 30_000_000_000),
-    ("60", 60_000_000_000),
+/// An `le` bound of the exposition.
+pub struct Bound {
+    /// As Prometheus's own clients write it; OpenMetrics wants a point in whole numbers besides.
+    pub text: &'static str,
+    pub ns: u64,
+    scales: u8,
+}
+
+/// Which bounds a family shows. Every line costs each scrape, and with hundreds of upstreams there are many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Scale {
+    /// What clients see: from a hit's tens of microseconds to a minute, at most 3 times apart.
+    Requests = 1,
+    /// Waits and the time of upstreams.
+    Waits = 2,
+    /// What may take hours: ages and delays of background work.
+    Ages = 4,
+}
+
+impl Bound {
+    #[must_use]
+    pub fn is_shown(&self, scale: Scale) -> bool {
+        self.scales & scale as u8 != 0
+    }
+}
+
+const fn bound(text: &'static str, ns: u64, scales: u8) -> Bound {
+    Bound { text, ns, scales }
+}
+
+/// Ascending; `+Inf` is implied.
+pub const LE: [Bound; 24] = [
+    bound("1e-05", 10_000, 1),
+    bound("2.5e-05", 25_000, 1),
+    bound("5e-05", 50_000, 1),
+    bound("0.0001", 100_000, 1 | 2),
+    bound("0.00025", 250_000, 1),
+    bound("0.0005", 500_000, 1),
+    bound("0.001", 1_000_000, 1 | 2),
+    bound("0.0025", 2_500_000, 1),
+    bound("0.005", 5_000_000, 1 | 2),
+    bound("0.01", 10_000_000, 1),
+    bound("0.02", 20_000_000, 1 | 2),
+    bound("0.05", 50_000_000, 1 | 2),
+    bound("0.1", 100_000_000, 1 | 2 | 4),
+    bound("0.25", 250_000_000, 1 | 2),
+    bound("0.5", 500_000_000, 1 | 2),
+    bound("1", 1_000_000_000, 1 | 2 | 4),
+    bound("2.5", 2_500_000_000, 1 | 2),
+    bound("5", 5_000_000_000, 1 | 2 | 4),
+    bound("10", 10_000_000_000, 1 | 2 | 4),
+    bound("30", 30_000_000_000, 1 | 2 | 4),
+    bound("60", 60_000_000_000, 1 | 2 | 4),
+    bound("300", 300_000_000_000, 4),
+    bound("3600", 3_600_000_000_000, 4),
+    bound("86400", 86_400_000_000_000, 4),
 ];
 
 /// 2^10 ns, about a microsecond: everything up to it is one bucket.
 const FIRST_POWER: u32 = 10;
-/// 2^37 ns, about 137 s: everything beyond it is one bucket.
-const LAST_POWER: u32 = 37;
+/// 2^47 ns, about 39 hours: everything beyond it is one bucket.
+const LAST_POWER: u32 = 47;
 const STEPS: usize = 8;
 /// The log-linear cells: one below, eight for each power of two, one above.
 const CELLS: usize = (LAST_POWER - FIRST_POWER) as usize * STEPS + 2;
@@ -74,10 +107,10 @@ const fn cells() -> [Cell; CELLS] {
     while cell < CELLS {
         cells[cell].first = bucket;
         bucket += 1;
-        if le < LE.len() && LE[le].1 <= cell_upper_ns(cell) {
+        if le < LE.len() && LE[le].ns <= cell_upper_ns(cell) {
             // A bound that is already a cell's bound would make an empty bucket; there is none, and two in one cell cannot be.
-            assert!(LE[le].1 < cell_upper_ns(cell), "an le bound lies on a cell bound");
-            cells[cell].cut_ns = LE[le].1;
+            assert!(LE[le].ns < cell_upper_ns(cell), "an le bound lies on a cell bound");
+            cells[cell].cut_ns = LE[le].ns;
             bucket += 1;
             le += 1;
         }
@@ -124,7 +157,7 @@ fn bucket(ns: u64) -> usize {
 /// The cells of one histogram of one thread. Only that thread may call `record`: the updates are a load and a store, so a second
 /// writer would lose counts (nothing worse).
 ///
-/// The buckets (about 2 KiB) are allocated by the first value: most combinations of route and outcome never see one.
+/// The buckets (2.6 KiB) are allocated by the first value: most combinations of route and outcome never see one.
 #[derive(Default)]
 pub struct HistogramCells {
     buckets: OnceLock<Box<[AtomicU64]>>,
@@ -186,7 +219,7 @@ impl Snapshot {
         let (mut le, mut total) = (0, 0);
         for (count, upper_ns) in self.buckets.iter().zip(&UPPER_NS) {
             total += count;
-            if le < LE.len() && *upper_ns == LE[le].1 {
+            if le < LE.len() && *upper_ns == LE[le].ns {
                 counts[le] = total;
                 le += 1;
             }
@@ -259,7 +292,7 @@ mod tests {
 
     #[test]
     fn le_texts_say_their_nanoseconds() {
-        for (text, ns) in LE {
+        for Bound { text, ns, .. } in LE {
             assert_eq!((text.parse::<f64>().unwrap() * 1e9).round() as u64, ns);
         }
     }
@@ -267,7 +300,7 @@ mod tests {
     #[test]
     fn cumulative_counts_are_exact_at_the_bounds() {
         let cells = HistogramCells::default();
-        for (_, ns) in LE {
+        for Bound { ns, .. } in LE {
             cells.record_ns(ns, 1);
             cells.record_ns(ns + 1, 1);
         }

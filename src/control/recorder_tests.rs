@@ -167,3 +167,27 @@ fn openmetrics_differs_where_it_must() {
     assert!(plain.contains("# HELP hits_total say \"hits\"\n") && !plain.contains("trace_id"), "{plain}");
     strict::parse(&plain).unwrap();
 }
+
+#[test]
+fn each_family_shows_the_bounds_of_its_scale() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        histogram!("pilotlight_staleness_served_seconds").record(7_200.0);
+        histogram!("pilotlight_upstream_phase_seconds").record(0.004);
+        histogram!("pilotlight_request_duration_seconds").record(0.000_02);
+    });
+    let samples = strict::parse(&rendered(&recorder)).unwrap();
+    let bounds = |name: &str| {
+        let name = format!("{name}_bucket{{le=\"");
+        let of = samples
+            .iter()
+            .filter_map(|(series, value)| Some((series.strip_prefix(&name)?.strip_suffix("\"}")?, *value)));
+        of.collect::<Vec<_>>()
+    };
+    let ages = bounds("pilotlight_staleness_served_seconds");
+    assert!(ages.contains(&("3600", 0.0)) && ages.contains(&("86400", 1.0)) && ages.len() == 10, "{ages:?}");
+    let waits = bounds("pilotlight_upstream_phase_seconds");
+    assert!(waits.contains(&("0.001", 0.0)) && waits.contains(&("0.005", 1.0)) && waits.len() == 15, "{waits:?}");
+    let requests = bounds("pilotlight_request_duration_seconds");
+    assert!(requests.contains(&("1e-05", 0.0)) && requests.contains(&("2.5e-05", 1.0)) && requests.len() == 22);
+}
