@@ -33,13 +33,44 @@ pub struct Start {
 }
 
 /// An event loop of one kind or the other.
-enum Loop {
+pub enum Loop {
     Uring(Runtime<TimeDriver<IoUringDriver>>, &'static str),
     Epoll(Runtime<TimeDriver<LegacyDriver>>),
 }
 
-/// From the best the kernel may have to what every kernel has.
-fn build_loop() -> io::Result<Loop> {
+impl Loop {
+    /// How it waits, in words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Uring(_, name) => name,
+            Self::Epoll(_) => "epoll",
+        }
+    }
+
+    /// Runs `future` to its end. The loop is then forgotten: operations may be in flight in its buffers, and the process is about
+    /// to end.
+    pub fn block_on<F: Future>(self, future: F) -> F::Output {
+        match self {
+            Self::Uring(mut runtime, _) => {
+                let output = runtime.block_on(future);
+                std::mem::forget(runtime);
+                output
+            }
+            Self::Epoll(mut runtime) => {
+                let output = runtime.block_on(future);
+                std::mem::forget(runtime);
+                output
+            }
+        }
+    }
+}
+
+/// The event loop of a shard, to be run on this thread: from the best the kernel may have to what every kernel has.
+///
+/// # Errors
+/// When not even epoll is to be had.
+pub fn build_loop() -> io::Result<Loop> {
     let mut tuned = io_uring::IoUring::builder();
     tuned.setup_single_issuer().setup_coop_taskrun();
     let ladder =
@@ -70,25 +101,10 @@ pub fn run(start: Start) -> io::Result<()> {
         tracing::warn!(shard = id, cpu, "cannot be pinned to its core");
     }
     let event_loop = build_loop()?;
-    let name = match &event_loop {
-        Loop::Uring(_, name) => name,
-        Loop::Epoll(_) => "epoll",
-    };
+    let name = event_loop.name();
     let _ = common.shared[id].driver.set(name);
     tracing::info!(shard = id, cpu = ?start.cpu, driver = name, "shard runs");
-    let result = match event_loop {
-        Loop::Uring(mut runtime, _) => {
-            let result = runtime.block_on(drive(start));
-            // Operations may be in flight in its buffers; the process is about to end.
-            std::mem::forget(runtime);
-            result
-        }
-        Loop::Epoll(mut runtime) => {
-            let result = runtime.block_on(drive(start));
-            std::mem::forget(runtime);
-            result
-        }
-    };
+    let result = event_loop.block_on(drive(start));
     common.shared[id].ended.store(true, Ordering::Release);
     result
 }
