@@ -14,6 +14,7 @@ use crate::base::time::Now;
 use crate::config::Config;
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
+use crate::http::head::RequestHead;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
 use crate::shard::query::Query;
@@ -73,6 +74,8 @@ pub struct Shard {
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    /// The head that is being read: one for all connections, so that idle ones hold none.
+    pub head: RefCell<RequestHead>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
@@ -107,6 +110,7 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
+            head: RefCell::new(RequestHead::new()),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),

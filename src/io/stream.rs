@@ -83,7 +83,7 @@ pub fn peek(fd: RawFd) -> isize {
 }
 
 impl WriteHalf {
-    async fn write<B: IoBuf>(&mut self, buf: B) -> BufResult<usize, B> {
+    pub async fn write<B: IoBuf>(&mut self, buf: B) -> BufResult<usize, B> {
         match self {
             Self::Tcp(half) => half.write(buf).await,
             Self::Unix(half) => half.write(buf).await,
