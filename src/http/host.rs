@@ -38,17 +38,33 @@ fn write_ipv6<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>
 
 /// The port after a name; the outer `None` is a bad name. Narrower than RFC 3986 §3.2.2: what no DNS name has is refused.
 fn write_name<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>> {
-    let mut parts = value.splitn(2, |&b| b == b':');
-    let name = parts.next()?;
+    let colon = memchr::memchr(b':', value);
+    let name = &value[..colon.unwrap_or(value.len())];
     let name = name.strip_suffix(b".").unwrap_or(name);
-    let label =
-        |label: &[u8]| !label.is_empty() && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-    if name.len() > HOST_BYTES_MAX || !name.split(|&b| b == b'.').all(label) {
+    // An empty label shows as a dot at the start, at the end or after another.
+    let (mut last, mut good) = (b'.', true);
+    for &byte in name {
+        good &= NAME[byte as usize] & !(byte == b'.' && last == b'.');
+        last = byte;
+    }
+    if !good || last == b'.' || name.len() > HOST_BYTES_MAX {
         return None;
     }
-    out.extend(name.iter().map(u8::to_ascii_lowercase));
-    Some(parts.next())
+    out.extend_from_slice(name);
+    out.make_ascii_lowercase();
+    Some(colon.map(|colon| &value[colon + 1..]))
 }
+
+/// Letters, digits, `-`, `_`, and the dots between labels.
+static NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        byte += 1;
+    }
+    table
+};
 
 fn is_port(port: &[u8]) -> bool {
     // No leading zero: `:080` and `:80` must not be two keys.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::fault::Fault;
-use super::start_line::{RequestLine, StatusLine, check_method};
+use super::start_line::check_method;
 use crate::base::limits::{FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX && FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
@@ -16,8 +16,6 @@ pub(super) struct Rules {
     field_line_bytes_max: usize,
     /// Judges the part of the first line that has arrived.
     begun: fn(&[u8]) -> Result<(), Fault>,
-    /// Judges the whole first line, so that HTTP/0.9 does not wait for an empty line that never comes.
-    whole: fn(&[u8]) -> Result<(), Fault>,
 }
 
 pub(super) const REQUEST: Rules = Rules {
@@ -25,7 +23,6 @@ pub(super) const REQUEST: Rules = Rules {
     first_line_fault: Fault::RequestLineTooLong,
     field_line_bytes_max: FIELD_LINE_BYTES_MAX,
     begun: |line| check_method(line.split(|&b| b == b' ').next().unwrap_or(line), line.is_empty()),
-    whole: |line| RequestLine::split(line).map(|_| ()),
 };
 
 // Only the whole head of a response is bounded: an upstream is ours, and long CSP and Link fields are normal.
@@ -34,35 +31,43 @@ pub(super) const RESPONSE: Rules = Rules {
     first_line_fault: Fault::HeadTooLong,
     field_line_bytes_max: usize::MAX,
     begun: |line| if line.iter().zip(b"HTTP/1.").all(|(a, b)| a == b) { Ok(()) } else { Err(Fault::BadStatusLine) },
-    whole: |line| StatusLine::split(line).map(|_| ()),
 };
 
-/// Where the parts of a complete head are.
-pub(super) struct Lines {
-    /// Without its CRLF.
-    pub first: Range<usize>,
-    /// After the empty line.
-    pub end: usize,
+/// The parts of a complete head.
+pub(super) struct Lines<L> {
+    pub first: L,
+    /// The field lines with the empty line after them.
+    pub fields: Range<usize>,
+    /// How many field lines there are.
+    pub count: usize,
 }
 
-pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lines>, Fault> {
+/// `split` judges the whole first line as soon as it is there, so that HTTP/0.9 does not wait for an empty line that never comes.
+#[inline]
+pub(super) fn scan<'b, L>(
+    buf: &'b [u8],
+    start: usize,
+    rules: &Rules,
+    split: impl FnOnce(&'b [u8]) -> Result<L, Fault>,
+) -> Result<Option<Lines<L>>, Fault> {
     let first = match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
         Line::Whole(end) => start..end,
         Line::Begun(end) => return (rules.begun)(&buf[start..end]).map(|()| None),
     };
-    (rules.whole)(&buf[first.clone()])?;
-    let mut at = first.end + 2;
-    for fields in 0.. {
+    let from = first.end + 2;
+    let first = split(&buf[first])?;
+    let mut at = from;
+    for count in 0.. {
         match buf.get(at) {
             None | Some(b'\r') => {}
             // RFC 9112 §5.2, §2.2: no folded field, no white space before the first field.
             Some(b' ' | b'\t') => return Err(Fault::LeadingWhiteSpace),
-            Some(_) if fields == FIELDS_MAX => return Err(Fault::TooManyFields),
+            Some(_) if count == FIELDS_MAX => return Err(Fault::TooManyFields),
             Some(_) => {}
         }
         match line_at(buf, at, rules.field_line_bytes_max, Fault::FieldLineTooLong)? {
             Line::Begun(_) => return Ok(None),
-            Line::Whole(end) if end == at => return Ok(Some(Lines { first, end: end + 2 })),
+            Line::Whole(end) if end == at => return Ok(Some(Lines { first, fields: from..end + 2, count })),
             Line::Whole(end) => at = end + 2,
         }
     }
@@ -75,6 +80,7 @@ enum Line {
     Begun(usize),
 }
 
+#[inline]
 fn line_at(buf: &[u8], at: usize, bytes_max: usize, too_long: Fault) -> Result<Line, Fault> {
     let rest = buf.get(at..).unwrap_or_default();
     let len = memchr::memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());

@@ -57,8 +57,11 @@ impl Source {
     pub async fn fill(&mut self, room: usize, by_mono_ms: u64, expiry: Expiry) -> io::Result<usize> {
         self.make_room(room);
         let buf = std::mem::take(&mut self.buf);
-        let (result, buf) = self.read_onto(buf, usize::MAX, by_mono_ms, expiry).await;
-        self.buf = buf;
+        let (from, to) = (buf.len(), buf.capacity());
+        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
+        let (result, slice) = self.read.read(buf.slice_mut(from..to)).await;
+        self.shard.deadlines.disarm(self.deadline);
+        self.buf = slice.into_inner();
         result
     }
 

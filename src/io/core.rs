@@ -308,12 +308,9 @@ impl Shard {
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
-        let mut queued = vec![0; self.inflight.len()];
-        for (upstream, _, waiting) in state.slot_use() {
-            queued[upstream as usize] = waiting as u32;
-        }
-        for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
-            telemetry.upstream_load(upstream, running.get(), queued);
+        for (upstream, running) in self.inflight.iter().enumerate() {
+            let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
+            telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);

@@ -108,12 +108,8 @@ fn try_hit(
         return None;
     }
     let keep = head.keep_alive && !shard.draining.get();
-    let told = Told {
-        name: &shard.common.config.server.name,
-        status: b"; hit",
-        close: !keep,
-        keep_alive_10: head.minor == 0,
-    };
+    let told =
+        Told { name: &shard.common.config.server.name, status: b"; hit", close: !keep, keep_alive_10: head.minor == 0 };
     let request = serve::asks_more(view).then_some(view);
     let rest = serve::stored(out, &found, head.method, request, told, now_mono_ms);
     Some((route, rest, keep))

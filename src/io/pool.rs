@@ -129,7 +129,7 @@ async fn connect_to(server: &Server, timeout: Duration) -> Result<Connected, Fai
     let connecting = async {
         match server {
             Server::Tcp(addr) => TcpStream::connect_addr(*addr).await.map(|stream| Connected::tcp(stream, *addr)),
-            Server::Unix(path) => UnixStream::connect(path).await.map(Connected::unix),
+            Server::Unix(path) => UnixStream::connect(path).await.and_then(Connected::unix),
         }
     };
     match monoio::time::timeout(timeout, connecting).await {
