@@ -72,10 +72,11 @@ impl<'a> FieldsView<'a> {
     }
     /// Every value of a field by its name, whatever its case.
     pub fn all_named(self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.fields
-            .iter()
-            .filter(move |f| f.name.of(self.buf).eq_ignore_ascii_case(name))
-            .map(move |f| f.value.of(self.buf))
+        let id = FieldId::of(name);
+        let fields = if self.may_have(id) { self.fields } else { &[] };
+        let is_it =
+            move |f: &&Field| f.id == id && (id != FieldId::Other || f.name.of(self.buf).eq_ignore_ascii_case(name));
+        fields.iter().filter(is_it).map(move |f| f.value.of(self.buf))
     }
 }
 

@@ -33,29 +33,29 @@ pub(super) const RESPONSE: Rules = Rules {
     begun: |line| if line.iter().zip(b"HTTP/1.").all(|(a, b)| a == b) { Ok(()) } else { Err(Fault::BadStatusLine) },
 };
 
-/// The parts of a complete head.
-pub(super) struct Lines<L> {
-    pub first: L,
-    /// The field lines with the empty line after them.
-    pub fields: Range<usize>,
-    /// How many field lines there are.
-    pub count: usize,
-}
-
-/// `split` judges the whole first line as soon as it is there, so that HTTP/0.9 does not wait for an empty line that never comes.
+/// The first line, judged by `split` as soon as it is there, so that HTTP/0.9 does not wait for an empty line that never comes; and
+/// where the field lines start.
 #[inline]
-pub(super) fn scan<'b, L>(
+pub(super) fn first_line<'b, L>(
     buf: &'b [u8],
     start: usize,
     rules: &Rules,
     split: impl FnOnce(&'b [u8]) -> Result<L, Fault>,
-) -> Result<Option<Lines<L>>, Fault> {
-    let first = match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
-        Line::Whole(end) => start..end,
-        Line::Begun(end) => return (rules.begun)(&buf[start..end]).map(|()| None),
-    };
-    let from = first.end + 2;
-    let first = split(&buf[first])?;
+) -> Result<Option<(L, usize)>, Fault> {
+    match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
+        Line::Whole(end) => Ok(Some((split(&buf[start..end])?, end + 2))),
+        Line::Begun(end) => (rules.begun)(&buf[start..end]).map(|()| None),
+    }
+}
+
+/// The field lines of a complete head.
+pub(super) struct FieldLines {
+    /// With the empty line after them.
+    pub at: Range<usize>,
+    pub count: usize,
+}
+
+pub(super) fn field_lines(buf: &[u8], from: usize, rules: &Rules) -> Result<Option<FieldLines>, Fault> {
     let mut at = from;
     for count in 0.. {
         match buf.get(at) {
@@ -67,7 +67,7 @@ pub(super) fn scan<'b, L>(
         }
         match line_at(buf, at, rules.field_line_bytes_max, Fault::FieldLineTooLong)? {
             Line::Begun(_) => return Ok(None),
-            Line::Whole(end) if end == at => return Ok(Some(Lines { first, fields: from..end + 2, count })),
+            Line::Whole(end) if end == at => return Ok(Some(FieldLines { at: from..end + 2, count })),
             Line::Whole(end) => at = end + 2,
         }
     }

@@ -1,5 +1,6 @@
 //! Bytes to heads. `lines` walks the head once, so that whatever is over a limit or misframed is refused before the head is
-//! complete; httparse then splits the fields; what is left are the rules that it does not know.
+//! complete; httparse then splits the fields; what is left are the rules that it does not know. A request that came as a whole, as
+//! nearly all do, is split at once, and walked only if that raises a doubt.
 //! Invariant: the verdict on a head does not depend on how its bytes were cut. An incomplete head costs one memchr pass over at
 //! most `HEAD_BYTES_MAX` bytes, and keeps no state.
 
@@ -12,9 +13,9 @@ use super::fields::{FieldId, is_tchar};
 use super::framing::{self, BodyLength};
 use super::head::{Field, FieldsView, Method, RequestHead, ResponseHead, Span};
 use super::host::normalise_host;
-use super::lines::{Lines, REQUEST, RESPONSE, scan};
+use super::lines::{FieldLines, REQUEST, RESPONSE, field_lines, first_line};
 use super::start_line::{RequestLine, StatusLine, method};
-use crate::base::limits::{FIELDS_MAX, HEAD_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX};
 
 const _: () = assert!(HEAD_BYTES_MAX <= u32::MAX as usize, "spans are u32");
 
@@ -41,28 +42,45 @@ pub fn response(buf: &[u8], request_method: Method, head: &mut ResponseHead) -> 
 fn request_head(buf: &[u8], head: &mut RequestHead) -> Result<Parsed, Fault> {
     // RFC 9112 §2.2: one empty line before a request line is ignored.
     let start = if buf.starts_with(b"\r\n") { 2 } else { 0 };
-    let Some(lines) = scan(buf, start, &REQUEST, RequestLine::split)? else {
+    let Some((line, fields_at)) = first_line(buf, start, &REQUEST, RequestLine::split)? else {
         return Ok(Parsed::Partial);
     };
-    let line = &lines.first;
-    head.head_len = lines.fields.end;
+    let mut space = [httparse::EMPTY_HEADER; FIELDS_USUAL];
+    let fields = match split_at_once(buf, fields_at, &mut space) {
+        Some((end, headers)) => {
+            head.head_len = end;
+            Ok(headers)
+        }
+        None => {
+            let Some(lines) = field_lines(buf, fields_at, &REQUEST)? else {
+                return Ok(Parsed::Partial);
+            };
+            head.head_len = lines.at.end;
+            Err(lines)
+        }
+    };
     head.minor = line.minor;
     head.method = method(line.method);
     head.method_span = span_of(buf, line.method);
     let authority = request_target(buf, head, line.target)?;
-    head.present = tokenise(buf, &lines, Side::Request, &mut head.fields)?;
+    head.present = match fields {
+        Ok(headers) => keep_all(buf, headers, Side::Request, &mut head.fields)?,
+        Err(lines) => tokenise(buf, lines, Side::Request, &mut head.fields)?,
+    };
     request_host(buf, head, authority)?;
     request_semantics(buf, head)?;
     Ok(Parsed::Complete)
 }
 
 fn response_head(buf: &[u8], request_method: Method, head: &mut ResponseHead) -> Result<Parsed, Fault> {
-    let Some(lines) = scan(buf, 0, &RESPONSE, StatusLine::split)? else {
+    let Some((line, fields_at)) = first_line(buf, 0, &RESPONSE, StatusLine::split)? else {
         return Ok(Parsed::Partial);
     };
-    let line = &lines.first;
-    head.present = tokenise(buf, &lines, Side::Response, &mut head.fields)?;
-    head.head_len = lines.fields.end;
+    let Some(lines) = field_lines(buf, fields_at, &RESPONSE)? else {
+        return Ok(Parsed::Partial);
+    };
+    head.head_len = lines.at.end;
+    head.present = tokenise(buf, lines, Side::Response, &mut head.fields)?;
     head.minor = line.minor;
     head.status = line.status;
     head.reason = span_of(buf, line.reason);
@@ -90,17 +108,42 @@ enum Side {
 /// Field lines of most heads: so many are split without clearing room for `FIELDS_MAX`.
 const FIELDS_USUAL: usize = 16;
 
+/// The field lines of a head that came as a whole, split without looking for their ends first; and where the head ends. `None` when
+/// there is any doubt: `field_lines` then has the word, so that verdicts do not depend on which way a head went.
+fn split_at_once<'s, 'b>(
+    buf: &'b [u8],
+    at: usize,
+    space: &'s mut [httparse::Header<'b>],
+) -> Option<(usize, &'s [httparse::Header<'b>])> {
+    // Looked at first, so that a head that trickles in is not split again and again.
+    if !buf.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let Ok(httparse::Status::Complete((len, headers))) = httparse::parse_headers(&buf[at..], space) else {
+        return None;
+    };
+    let end = at + len;
+    // httparse knows no limits, and takes LF alone for the end of a line.
+    let mut good = end <= HEAD_BYTES_MAX && buf[..end].ends_with(b"\r\n");
+    let mut line_end = end - 2;
+    for header in headers.iter().rev() {
+        let start = header.name.as_ptr().addr() - buf.as_ptr().addr();
+        good &= buf[..line_end].ends_with(b"\r\n") && line_end - start <= FIELD_LINE_BYTES_MAX + 2;
+        line_end = start;
+    }
+    (good && line_end == at).then_some((end, headers))
+}
+
 /// Splits the field lines of a complete head into `fields`; returns their bits.
-fn tokenise<L>(buf: &[u8], lines: &Lines<L>, side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
-    fields.clear();
+fn tokenise(buf: &[u8], lines: FieldLines, side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
     if lines.count <= FIELDS_USUAL {
-        split_fields(buf, lines.fields.clone(), &mut [httparse::EMPTY_HEADER; FIELDS_USUAL], side, fields)
+        split(buf, lines.at, &mut [httparse::EMPTY_HEADER; FIELDS_USUAL], side, fields)
     } else {
-        split_fields(buf, lines.fields.clone(), &mut [httparse::EMPTY_HEADER; FIELDS_MAX], side, fields)
+        split(buf, lines.at, &mut [httparse::EMPTY_HEADER; FIELDS_MAX], side, fields)
     }
 }
 
-fn split_fields<'b>(
+fn split<'b>(
     buf: &'b [u8],
     at: Range<usize>,
     space: &mut [httparse::Header<'b>],
@@ -108,16 +151,19 @@ fn split_fields<'b>(
     fields: &mut Vec<Field>,
 ) -> Result<u64, Fault> {
     match httparse::parse_headers(&buf[at], space).map_err(fault_of)? {
-        httparse::Status::Complete((_, headers)) => {
-            let mut present = 0;
-            for header in headers {
-                present |= keep(buf, header, side, fields)?;
-            }
-            Ok(present)
-        }
-        // `scan` has seen the empty line; a tokeniser that has not is a doubt about framing.
+        httparse::Status::Complete((_, headers)) => keep_all(buf, headers, side, fields),
+        // `field_lines` has seen the empty line; a tokeniser that has not is a doubt about framing.
         httparse::Status::Partial => Err(Fault::BadFieldName),
     }
+}
+
+fn keep_all(buf: &[u8], headers: &[httparse::Header<'_>], side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
+    fields.clear();
+    let mut present = 0;
+    for header in headers {
+        present |= keep(buf, header, side, fields)?;
+    }
+    Ok(present)
 }
 
 fn fault_of(error: httparse::Error) -> Fault {
