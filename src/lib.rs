@@ -134,7 +134,8 @@
 //! - **The wall clock is only compared with what came over the wire.** Ages count on the monotonic one, so a step of the
 //!   wall clock neither revives nor kills an entry.
 //! - **A client that leaves is noticed when something is written to it**, not by reading ahead: it may have closed only its sending side,
-//!   and what it pipelined must not be pulled in while its response is under way. Streams without an end are the exception.
+//!   and what it pipelined must not be pulled in while its response is under way. Exceptions are streams without an end, and hits:
+//!   their writing and the reading of at most 2 KiB that come next go to the kernel together.
 //! - **New connections beyond the limit are closed**, rather than idle ones sacrificed: what is served goes on.
 //!
 //! # What is not there

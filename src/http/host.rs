@@ -43,24 +43,26 @@ fn write_name<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>
     let name = name.strip_suffix(b".").unwrap_or(name);
     // An empty label shows as a dot at the start, at the end or after another.
     let (mut last, mut good) = (b'.', true);
-    for &byte in name {
-        good &= NAME[byte as usize] & !(byte == b'.' && last == b'.');
-        last = byte;
-    }
+    out.extend(name.iter().map(|byte| {
+        let lower = LOWER[*byte as usize];
+        good &= lower != 0 && !(lower == b'.' && last == b'.');
+        last = lower;
+        lower
+    }));
     if !good || last == b'.' || name.len() > HOST_BYTES_MAX {
         return None;
     }
-    out.extend_from_slice(name);
-    out.make_ascii_lowercase();
     Some(colon.map(|colon| &value[colon + 1..]))
 }
 
-/// Letters, digits, `-`, `_`, and the dots between labels.
-static NAME: [bool; 256] = {
-    let mut table = [false; 256];
+/// Letters in lower case, digits, `-`, `_`, and the dots between labels; 0 for everything else.
+static LOWER: [u8; 256] = {
+    let mut table = [0; 256];
     let mut byte = 0_u8;
     while byte < 128 {
-        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
+            table[byte as usize] = byte.to_ascii_lowercase();
+        }
         byte += 1;
     }
     table

@@ -5,7 +5,8 @@ use super::deadlines::{DeadlineKey, Expiry};
 use super::stream::ReadHalf;
 use crate::http::chunked::Decoder;
 use crate::http::framing::BodyLength;
-use monoio::buf::IoBufMut;
+use monoio::BufResult;
+use monoio::buf::{IoBufMut, SliceMut};
 use std::io;
 use std::rc::Rc;
 
@@ -55,14 +56,24 @@ impl Source {
 
     /// Reads once, with room for at least `room` bytes. Returns how many came; 0 at the end. `by_mono_ms` is when to give up.
     pub async fn fill(&mut self, room: usize, by_mono_ms: u64, expiry: Expiry) -> io::Result<usize> {
+        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
+        let (result, buf) = self.start_read(room).await;
+        self.shard.deadlines.disarm(self.deadline);
+        self.finish_read(buf);
+        result
+    }
+
+    /// Hands a read with room for at least `room` bytes to the kernel; its buffer must come back through `finish_read`. The caller sees
+    /// to the deadline.
+    pub fn start_read(&mut self, room: usize) -> impl Future<Output = BufResult<usize, SliceMut<Vec<u8>>>> + use<'_> {
         self.make_room(room);
         let buf = std::mem::take(&mut self.buf);
         let (from, to) = (buf.len(), buf.capacity());
-        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
-        let (result, slice) = self.read.read(buf.slice_mut(from..to)).await;
-        self.shard.deadlines.disarm(self.deadline);
-        self.buf = slice.into_inner();
-        result
+        self.read.read(buf.slice_mut(from..to))
+    }
+
+    pub fn finish_read(&mut self, buf: SliceMut<Vec<u8>>) {
+        self.buf = buf.into_inner();
     }
 
     fn make_room(&mut self, room: usize) {

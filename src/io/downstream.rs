@@ -97,8 +97,16 @@ impl Client {
             let mut now_ns = start_ns;
             if out.is_empty() {
                 shard.put_buffer(out);
+            } else if matches!(next, Next::Read) && self.source.bytes().is_empty() {
+                head_by_mono_ms = None;
+                if self.write_and_read(&shard, out, start_ns).await? == 0 {
+                    return Ok(());
+                }
+                start_ns = clock::mono_ns();
+                shard.spin.touch(start_ns);
+                continue;
             } else {
-                self.write_hits(out, start_ns).await?;
+                self.write_out(out).await?;
                 now_ns = clock::mono_ns();
                 self.answered.record(&shard, now_ns.saturating_sub(start_ns));
             }
@@ -148,8 +156,7 @@ impl Client {
         let (by, expiry) = if between_requests {
             self.source.shrink(READ_BYTES);
             *head_by_mono_ms = None;
-            let idle = if shard.draining.get() { DRAIN_IDLE_MS } else { config.idle_timeout.as_millis() as u64 };
-            (now_ms + idle, Expiry::Idle)
+            (now_ms + idle_ms(shard), Expiry::Idle)
         } else {
             // All of the head by then, however it trickles in.
             let by = *head_by_mono_ms.get_or_insert(now_ms + config.header_timeout.as_millis() as u64);
@@ -173,22 +180,36 @@ impl Client {
         }
     }
 
-    /// As `write_out`, without a look at the clock where one operation takes all.
-    async fn write_hits(&mut self, out: Vec<u8>, now_ns: u64) -> io::Result<()> {
-        let body_timeout_ms = self.shard.common.config.server.body_timeout.as_millis() as u64;
-        self.shard.deadlines.arm(self.deadline, now_ns / 1_000_000 + body_timeout_ms, Expiry::Both);
-        let (result, out) = self.write.write(out).await;
-        self.shard.deadlines.disarm(self.deadline);
-        match result {
-            Ok(written) if written == out.len() => {
-                self.shard.put_buffer(out);
-                Ok(())
-            }
-            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => self.write_from(out, written).await.0,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.write_out(out).await,
-            Err(error) => Err(error),
+    /// Writes answers, and reads what comes after them: both operations go to the kernel together, and the reading is waited for when
+    /// the writing is over. Returns how many bytes came; 0 at the end.
+    async fn write_and_read(&mut self, shard: &Rc<Shard>, out: Vec<u8>, start_ns: u64) -> io::Result<usize> {
+        let body_timeout_ms = shard.common.config.server.body_timeout.as_millis() as u64;
+        shard.deadlines.arm(self.deadline, start_ns / 1_000_000 + body_timeout_ms, Expiry::Both);
+        self.source.shrink(READ_BYTES);
+        let writing = self.write.write(out);
+        let reading = self.source.start_read(READ_BYTES);
+        let (written, out) = writing.await;
+        let written = match written {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            other => other?,
+        };
+        if written < out.len() {
+            let arm = || shard.deadlines.arm(self.deadline, shard.mono_ms() + body_timeout_ms, Expiry::Both);
+            let (result, _) = self.write.write_all(out, written, arm).await;
+            result?;
+        } else {
+            shard.put_buffer(out);
         }
+        let now_ns = clock::mono_ns();
+        self.answered.record(shard, now_ns.saturating_sub(start_ns));
+        shard.deadlines.arm(self.deadline, now_ns / 1_000_000 + idle_ms(shard), Expiry::Idle);
+        shard.idle.set(shard.idle.get() + 1);
+        let idle = IdleGuard(Some(shard));
+        let (result, buf) = reading.await;
+        drop(idle);
+        shard.deadlines.disarm(self.deadline);
+        self.source.finish_read(buf);
+        result
     }
 
     /// Writes a buffer that came from the shard's store, and puts it back.
@@ -200,14 +221,10 @@ impl Client {
 
     /// Writes all of it. Every operation must make progress within the body time-out.
     pub async fn write_buf<B: IoBuf>(&mut self, buf: B) -> (io::Result<()>, B) {
-        self.write_from(buf, 0).await
-    }
-
-    async fn write_from<B: IoBuf>(&mut self, buf: B, from: usize) -> (io::Result<()>, B) {
         let shard = Rc::clone(&self.shard);
         let (deadline, ms) = (self.deadline, shard.common.config.server.body_timeout.as_millis() as u64);
         let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + ms, Expiry::Both);
-        let result = self.write.write_all(buf, from, arm).await;
+        let result = self.write.write_all(buf, 0, arm).await;
         shard.deadlines.disarm(deadline);
         result
     }
@@ -600,6 +617,11 @@ impl Drop for IdleGuard<'_> {
             shard.idle.set(shard.idle.get() - 1);
         }
     }
+}
+
+/// How long a connection may wait for its next request.
+fn idle_ms(shard: &Shard) -> u64 {
+    if shard.draining.get() { DRAIN_IDLE_MS } else { shard.common.config.server.idle_timeout.as_millis() as u64 }
 }
 
 fn told_status(outcome: Outcome) -> &'static [u8] {
