@@ -105,6 +105,7 @@ fn episode<'c>(catalogue: &'c Catalogue, seed: u64, trace: Option<&'c mut (dyn F
     plan(&mut world, end_ms);
     world.run_until(end_ms);
     world.healing = true;
+    world.wall_ms = 0;
     heal(&mut world);
     world.run_out();
     world.check_end();
@@ -124,11 +125,12 @@ fn plan(world: &mut World<'_>, end_ms: u64) {
             world.push(at_ms, make());
         }
     };
-    strew(5, 40, || Event::Arrive);
+    strew(5, 50, || Event::Arrive);
     strew(0, 3, || Event::StartPurge);
     strew(0, 3, || Event::Unsafe);
     strew(0, 2, || Event::WarmCommand);
     strew(0, 3, || Event::ClockStep);
+    strew(0, 3, || Event::WallStep);
 }
 
 /// Without faults every warm entry is filled, and stays so where there is room.

@@ -295,7 +295,7 @@ impl Client {
         let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
-            LookupMode::Cache if request.method == Method::Get || query.directives.only_if_cached => {
+            LookupMode::Cache if request.method == Method::Get => {
                 self.through_cache(request, Arc::new(query), None).await
             }
             LookupMode::Cache => match self.as_get(&query) {
@@ -323,9 +323,6 @@ impl Client {
         head: Option<&Query>,
     ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
-        if query.directives.only_if_cached {
-            return self.only_if_cached(request, &query).await;
-        }
         let now = shard.now();
         let within_ms = shard.common.lease_ms(query.route) + 1000;
         let asked = Arc::clone(&query);
@@ -370,24 +367,6 @@ impl Client {
         let (buf, head) = Query::reparse(buf.into_boxed_slice()).ok()?;
         let hasher = &self.shard.common.hasher;
         Some(Query::new(hasher, buf, head, query.route, query.per_credential, query.peer, query.trusted))
-    }
-
-    /// RFC 9111 §5.2.1.7.
-    async fn only_if_cached(&mut self, mut request: Request, query: &Query) -> io::Result<bool> {
-        let found = self.shard.state.borrow_mut().find(query.hash, &query.key, query.view());
-        let now_mono_ms = self.shard.mono_ms();
-        match found {
-            Some(found)
-                if !matches!(
-                    freshness::judge(&found.validity, &query.directives, now_mono_ms),
-                    Standing::MustRevalidate { .. }
-                ) =>
-            {
-                let outcome = self.outcome_of(&found, false);
-                self.serve_object(request, query, Arc::clone(&found), outcome, told_status(outcome)).await
-            }
-            _ => self.fail(&mut request, NOT_CACHED, None).await,
-        }
     }
 
     fn outcome_of(&self, object: &Object, coalesced: bool) -> Outcome {
@@ -647,9 +626,4 @@ const WAIT_TIMEOUT: Failure = Failure {
     status: 504,
     label: "fetch_wait_timeout",
     detail: "the fetch that this request waited for did not end in time",
-};
-const NOT_CACHED: Failure = Failure {
-    status: 504,
-    label: "not_cached",
-    detail: "the request said only-if-cached, and there is no stored response that may be served",
 };

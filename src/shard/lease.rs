@@ -31,6 +31,13 @@ struct Lease {
     tainted: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Marker {
+    until_mono_ms: u64,
+    /// The primary key's part of the lease key.
+    primary_len: usize,
+}
+
 /// What is left of a lease that has ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -42,8 +49,8 @@ pub struct Ended {
 pub struct Leases {
     by_id: HashMap<LeaseId, Lease>,
     by_key: HashMap<Box<[u8]>, LeaseId>,
-    /// Lease keys whose last answer was not shareable, until when.
-    markers: HashMap<Box<[u8]>, u64>,
+    /// Lease keys whose last answer was not shareable.
+    markers: HashMap<Box<[u8]>, Marker>,
     next_id: u64,
 }
 
@@ -58,8 +65,8 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Claim {
-        if let Some(until) = self.markers.get(key) {
-            if *until > now_mono_ms {
+        if let Some(marker) = self.markers.get(key) {
+            if marker.until_mono_ms > now_mono_ms {
                 return Claim::Alone;
             }
             self.markers.remove(key);
@@ -83,7 +90,9 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Option<LeaseId> {
-        if self.by_key.contains_key(key) || self.markers.get(key).is_some_and(|until| *until > now_mono_ms) {
+        if self.by_key.contains_key(key)
+            || self.markers.get(key).is_some_and(|marker| marker.until_mono_ms > now_mono_ms)
+        {
             return None;
         }
         Some(self.grant(key.into(), primary_len, Vec::new(), deadline_mono_ms))
@@ -113,9 +122,9 @@ impl Leases {
 
     /// As `end`, and marks the key as not shareable until then.
     pub fn end_marked(&mut self, id: LeaseId, until_mono_ms: u64) -> Option<Ended> {
-        let key = self.by_id.get(&id)?.key.clone();
+        let lease = self.by_id.get(&id)?;
         if self.markers.len() < limits::MARKERS_MAX {
-            self.markers.insert(key, until_mono_ms);
+            self.markers.insert(lease.key.clone(), Marker { until_mono_ms, primary_len: lease.primary_len });
         }
         self.end(id)
     }
@@ -162,7 +171,7 @@ impl Leases {
                 }
             }
         }
-        self.markers.retain(|key, _| !matches(key));
+        self.markers.retain(|key, marker| !matches(&key[..marker.primary_len]));
     }
 
     /// Leases whose holders are overdue.
@@ -177,7 +186,7 @@ impl Leases {
 
     /// Forgets markers that have run out.
     pub fn sweep(&mut self, now_mono_ms: u64) {
-        self.markers.retain(|_, until| *until > now_mono_ms);
+        self.markers.retain(|_, marker| marker.until_mono_ms > now_mono_ms);
     }
 
     /// Leases that have not ended.
@@ -194,5 +203,21 @@ impl Leases {
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.by_id.values().map(|lease| lease.waiters.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalidated_key_loses_the_markers_of_its_variants() {
+        for (case, primary_len, stays) in [("a variant of the key", 3, false), ("another key", 4, true)] {
+            let mut leases = Leases::default();
+            let lease = leases.claim_quietly(b"h/a\0v", primary_len, 100, 0).expect(case);
+            leases.end_marked(lease, 50);
+            leases.taint(|held| held == b"h/a");
+            assert_eq!(leases.claim_quietly(b"h/a\0v", primary_len, 100, 0).is_none(), stays, "{case}");
+        }
     }
 }

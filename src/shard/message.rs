@@ -58,6 +58,13 @@ impl Failure {
 pub const ABANDONED: Failure =
     Failure { status: 502, label: "fetch_abandoned", detail: "the fetch that this request waited for was given up" };
 
+/// RFC 9111 §5.2.1.7: nobody is to be asked, and no stored response will do.
+pub const NOT_CACHED: Failure = Failure {
+    status: 504,
+    label: "not_cached",
+    detail: "the request said only-if-cached, and there is no stored response that may be served",
+};
+
 /// How a fetch under a lease ended.
 #[derive(Debug, Clone)]
 pub enum FetchOutcome {

@@ -2,7 +2,7 @@
 //! upstreams whose home it is, and what it keeps warm. Every method says what is to be done by pushing `Action`s.
 
 use super::lease::{Claim, Ended, Leases};
-use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, Reply, Token};
+use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
 use super::query::{Query, owner_of};
 use super::schedule::{Jitter, Schedule};
 use super::slots::{SlotClaim, Slots};
@@ -230,6 +230,10 @@ impl State {
                 }
                 Standing::MustRevalidate { .. } => stale = Some(Arc::clone(&stored)),
             }
+        }
+        // RFC 9111 §5.2.1.7: such a request neither fetches nor waits.
+        if query.directives.only_if_cached {
+            return self.answer(asker, Reply::Failed { failure: NOT_CACHED, stale: None });
         }
         let lease_key = self.lease_key(query);
         let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;

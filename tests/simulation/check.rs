@@ -1,9 +1,11 @@
 //! What must hold, kept apart from the code under test: versions of what the origin says, who holds which lease and slot, and
 //! what may be served to whom.
 
-use crate::catalogue::{Catalogue, Kind, field};
+use crate::catalogue::{Catalogue, Kind, field, variant};
 use crate::world::{Bounds, LEASE_MS, UPSTREAMS, World};
+use pilotlight::base::limits::MARKER_MS;
 use pilotlight::base::outcome::FetchKind;
+use pilotlight::cache::freshness::Standing;
 use pilotlight::cache::object::Object;
 use pilotlight::shard::message::LeaseId;
 use pilotlight::shard::query::Query;
@@ -15,8 +17,73 @@ pub struct Made {
     pub url: usize,
     /// Of the URL when the fetch began.
     pub version: u64,
-    pub variant: String,
+    /// What its request said in the fields that it depends on.
+    pub variant: Vec<String>,
     pub credential: String,
+    pub lifetime: Lifetime,
+}
+
+/// How long a response is good for, as the origin and the clock of the world have it. The gateway's wall clock counts once, for
+/// the age on arrival.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetime {
+    pub received_mono_ms: u64,
+    pub initial_age_secs: u64,
+    pub lifetime_secs: u64,
+    pub swr_secs: u64,
+    pub sie_secs: u64,
+    pub no_cache: bool,
+}
+
+/// How a response may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Fresh,
+    Stale,
+    NotUnasked,
+}
+
+impl Use {
+    pub fn of(standing: Standing) -> Self {
+        match standing {
+            Standing::Fresh { .. } => Self::Fresh,
+            Standing::StaleWhileRevalidate { .. } => Self::Stale,
+            Standing::MustRevalidate { .. } => Self::NotUnasked,
+        }
+    }
+}
+
+/// How long a response may stand in for an origin that cannot be reached, where nobody says it.
+const DISCONNECTED_SECS: u64 = 300;
+
+impl Lifetime {
+    fn age_secs(&self, now_mono_ms: u64) -> u64 {
+        self.initial_age_secs + (now_mono_ms - self.received_mono_ms) / 1000
+    }
+
+    /// RFC 9111 §4.2 and §5.2.1, RFC 5861 §3, once more in other words.
+    pub fn allows(&self, directives: &str, now_mono_ms: u64) -> Use {
+        let says = |what: &str| directives.split(", ").any(|said| said == what);
+        let age_secs = self.age_secs(now_mono_ms);
+        if self.no_cache || says("no-cache") || says("max-age=0") {
+            Use::NotUnasked
+        } else if age_secs < self.lifetime_secs {
+            Use::Fresh
+        } else if says("max-stale") || (!says("min-fresh=1") && age_secs < self.lifetime_secs + self.swr_secs) {
+            Use::Stale
+        } else {
+            Use::NotUnasked
+        }
+    }
+
+    /// RFC 5861 §4, and RFC 9111 §4.2.4 for an origin that cannot be reached.
+    pub fn stands_in(&self, is_disconnection: bool, now_mono_ms: u64) -> bool {
+        let window_secs = match self.sie_secs {
+            0 if is_disconnection && self.lifetime_secs > 0 => DISCONNECTED_SECS,
+            secs => secs,
+        };
+        !self.no_cache && window_secs > 0 && self.age_secs(now_mono_ms) < self.lifetime_secs + window_secs
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,8 +100,10 @@ pub struct Ledger {
     /// Of each key on each shard the least version after the invalidations that have arrived there.
     invalidated: Vec<Vec<u64>>,
     pub made: HashMap<u64, Made>,
-    /// URLs that were found not to be shareable once.
-    pub unshareable: Vec<bool>,
+    /// Of each key when its owner heard last that its answers are not to be shared.
+    marked: Vec<Option<u64>>,
+    /// The key of every lease that was granted.
+    keys: HashMap<(usize, LeaseId), usize>,
     /// Of each key the lease that must be the only one, and since when.
     leases: Vec<Option<(usize, LeaseId, u64)>>,
     held: [Held; UPSTREAMS],
@@ -50,7 +119,8 @@ impl Ledger {
             purged: vec![0; urls],
             invalidated: vec![vec![0; keys]; shards],
             made: HashMap::new(),
-            unshareable: vec![false; urls],
+            marked: vec![None; keys],
+            keys: HashMap::new(),
             leases: vec![None; keys],
             held: Default::default(),
             held_by_route: HashMap::new(),
@@ -70,6 +140,7 @@ impl Ledger {
 
     /// One fetch at a time, unless its holder is overdue or the fetch began before a purge. Variants may be fetched side by side.
     pub fn lease_granted(&mut self, owner: usize, lease: LeaseId, number: usize, varies: bool, now_mono_ms: u64) {
+        self.keys.insert((owner, lease), number);
         if varies {
             return;
         }
@@ -87,8 +158,23 @@ impl Ledger {
         }
     }
 
-    /// The fetch that runs for this key no longer counts: nobody may join it.
+    /// The owner hears that the answer may not be shared.
+    pub fn not_shareable(&mut self, owner: usize, lease: LeaseId, now_mono_ms: u64) {
+        self.marked[self.keys[&(owner, lease)]] = Some(now_mono_ms);
+    }
+
+    /// The owner sends somebody away to fetch alone.
+    pub fn check_alone(&self, number: usize, now_mono_ms: u64) {
+        let marked = self.marked[number];
+        assert!(
+            marked.is_some_and(|at| now_mono_ms < at + MARKER_MS),
+            "alone for key {number}, which is marked {marked:?}"
+        );
+    }
+
+    /// The fetch that runs for this key no longer counts: nobody may join it. What was known of it is forgotten.
     pub fn taint(&mut self, owner: usize, number: usize) {
+        self.marked[number] = None;
         if self.leases[number].is_some_and(|(at, ..)| at == owner) {
             self.leases[number] = None;
         }
@@ -136,15 +222,24 @@ impl World<'_> {
         );
         let (_, url) = self.catalogue.keys[&query.key];
         assert_eq!(made.url, url, "another URL's response");
-        match self.catalogue.urls[url].kind {
-            Kind::Plain => {}
-            Kind::Varies => assert_eq!(made.variant, field(&query.buf, "X-V"), "another variant"),
+        let kind = self.catalogue.urls[url].kind;
+        assert_eq!(made.variant, variant(&query.buf, kind.depends_on(made.version)), "another variant");
+        match kind {
+            Kind::Plain | Kind::Varies | Kind::Negotiates | Kind::Shifts => {}
             Kind::PerCredential => {
                 assert_eq!(made.credential, field(&query.buf, "Authorization"), "another's response")
             }
             Kind::Uncacheable => panic!("a response that may not be shared"),
         }
         assert!(made.version >= floor, "{made:?} served to a request that may have {floor} at least");
+    }
+
+    /// What the gateway thinks of a stored response is what the world knows of it: no step of the wall clock ends it or
+    /// revives it.
+    pub fn check_standing(&self, object: &Object, directives: &str, standing: Standing, at_mono_ms: u64) {
+        let lifetime = self.ledger.made[&object.generation].lifetime;
+        let expected = lifetime.allows(directives, at_mono_ms);
+        assert_eq!(Use::of(standing), expected, "{standing:?} at {at_mono_ms} under {directives:?}, {lifetime:?}");
     }
 
     /// When all is over.

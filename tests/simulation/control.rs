@@ -1,12 +1,15 @@
 //! What comes from outside the mail: purges on all shards, requests that change something, calls to warm a URL.
 
-use crate::catalogue::{Catalogue, GROUPS, TAGS};
+use crate::catalogue::{HOSTS, PREFIXES, TAGS, Url};
 use crate::world::{Event, World, text, trace};
 use pilotlight::cache::key;
 use pilotlight::shard::query::owner_of;
 use pilotlight::shard::state::Selector;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Whether a purge means a URL, told without the code under test.
+type Meant = Box<dyn Fn(&Url) -> bool>;
 
 pub struct Purge {
     selector: Selector,
@@ -20,15 +23,22 @@ impl World<'_> {
     pub fn start_purge(&mut self) {
         let catalogue = self.catalogue;
         let url = self.urls[self.rng.below(self.urls.len())];
-        let (group, tag) = (GROUPS[self.rng.below(GROUPS.len())], TAGS[self.rng.below(TAGS.len())]);
-        let (selector, meant): (Selector, Box<dyn Fn(usize) -> bool>) = match self.rng.below(4) {
-            0 => (Selector::Prefix(format!("/{group}/").into()), Box::new(|at| catalogue.urls[at].group == group)),
-            1 => (Selector::Prefix(format!("h/{group}/").into()), Box::new(|at| catalogue.urls[at].group == group)),
-            2 => (Selector::Tag(tag.into()), Box::new(|at| catalogue.urls[at].tag == tag)),
-            _ => (Selector::Url(url_key(catalogue, url)), Box::new(|at| at == url)),
+        let (host, prefix) = (HOSTS[self.rng.below(HOSTS.len())], PREFIXES[self.rng.below(PREFIXES.len())]);
+        let tag = TAGS[self.rng.below(TAGS.len())];
+        let (selector, meant): (Selector, Meant) = match self.rng.below(4) {
+            0 => (Selector::Prefix(prefix.into()), Box::new(move |url| url.target.starts_with(prefix))),
+            1 => {
+                let prefix = format!("{host}{prefix}");
+                (Selector::Prefix(prefix.clone().into()), Box::new(move |url| url.key().starts_with(&prefix)))
+            }
+            2 => (Selector::Tag(tag.into()), Box::new(move |url| url.tags.contains(&tag))),
+            _ => {
+                let key = catalogue.urls[url].key();
+                (Selector::Url(key.clone().into()), Box::new(move |url| url.key() == key))
+            }
         };
         let mut urls = Vec::new();
-        for at in (0..catalogue.urls.len()).filter(|at| meant(*at)) {
+        for at in (0..catalogue.urls.len()).filter(|at| meant(&catalogue.urls[*at])) {
             self.ledger.versions[at] += 1;
             urls.push((at, self.ledger.versions[at]));
         }
@@ -62,7 +72,13 @@ impl World<'_> {
                 self.ledger.taint(shard, *number);
             }
         }
+        let spared = self.find_spared(shard, &urls);
         self.with_state(shard, |state, now| state.purge(&selector, id as u64 + 1, now));
+        if let Some((ask, generation)) = spared {
+            let query = &self.catalogue.asks[ask].query;
+            let left = self.states[shard].find(query.hash, &query.key, query.view());
+            assert_eq!(left.map(|found| found.generation), Some(generation), "{selector:?} took {}", text(&query.key));
+        }
         if acknowledged {
             trace!(self, "purge {} is acknowledged", id + 1);
             for (url, version) in urls {
@@ -70,6 +86,18 @@ impl World<'_> {
                 *floor = version.max(*floor);
             }
         }
+    }
+
+    /// Something on this shard that a purge of these URLs must leave alone.
+    fn find_spared(&mut self, shard: usize, urls: &[(usize, u64)]) -> Option<(usize, u64)> {
+        let url = self.urls[self.rng.below(self.urls.len())];
+        let ask = self.catalogue.by_url[url][self.rng.below(self.catalogue.by_url[url].len())];
+        if urls.iter().any(|(at, _)| *at == url) {
+            return None;
+        }
+        let query = &self.catalogue.asks[ask].query;
+        let found = self.states[shard].find(query.hash, &query.key, query.view())?;
+        Some((ask, found.generation))
     }
 
     /// As the end of `Client::pass` for an unsafe method.
@@ -80,7 +108,7 @@ impl World<'_> {
         let query = Arc::clone(&self.catalogue.asks[asks[self.rng.below(asks.len())]].query);
         self.ledger.versions[url] += 1;
         trace!(self, "an unsafe request on {shard} changes {}", text(&query.key));
-        self.invalidate(shard, &url_key(self.catalogue, url));
+        self.invalidate(shard, self.catalogue.urls[url].key().as_bytes());
         if query.per_credential {
             self.invalidate(shard, &query.key);
         }
@@ -102,8 +130,4 @@ impl World<'_> {
         trace!(self, "shard {shard} is told to warm {}", text(&query.key));
         self.with_state(shard, |state, now| state.warm_once(query, now));
     }
-}
-
-fn url_key(catalogue: &Catalogue, url: usize) -> Vec<u8> {
-    format!("h{}", catalogue.urls[url].target).into_bytes()
 }

@@ -1,18 +1,51 @@
 //! Fetches, as `io::fetch` and `io::exchange` run them: a slot, the origin's answer after a while, and what the owner of the key
 //! is told. They fail, panic, or go on for longer than their lease.
 
-use crate::catalogue::{Kind, field};
-use crate::check::Made;
+use crate::catalogue::{Kind, Url, field, variant};
+use crate::check::{Lifetime, Made};
 use crate::world::{Event, LEASE_MS, Leftover, Party, World, brief_outcome, text, trace};
 use bytes::Bytes;
 use pilotlight::base::outcome::FetchKind;
-use pilotlight::cache::freshness::{self, Validity};
-use pilotlight::cache::object::Object;
+use pilotlight::cache::admit::{self, StoreContext};
+use pilotlight::cache::object::{self, Object};
+use pilotlight::cache::vary::{self, Vary};
+use pilotlight::config::{Authorization, RouteCache};
+use pilotlight::http::head::{Method, ResponseHead};
+use pilotlight::http::parse::{self, Parsed};
 use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, Token};
 use pilotlight::shard::query::Query;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 const FAULT: Failure = Failure { status: 502, label: "fault", detail: "the origin failed" };
+const REFUSED: Failure = Failure { status: 502, label: "upstream_refused", detail: "the origin cannot be reached" };
+
+/// A route that stores what responses allow.
+const ROUTE: RouteCache = RouteCache {
+    ttl: None,
+    override_: false,
+    store_set_cookie: false,
+    stale_while_revalidate: None,
+    stale_if_error: None,
+    refresh_ahead: 0.8,
+    authorization: Authorization::Rfc9111,
+};
+
+/// The ways in which a response says that it is for one client alone.
+const FORBIDDEN: [&str; 4] =
+    ["Cache-Control: no-store\r\n", "Cache-Control: private\r\n", "Vary: *\r\n", "Set-Cookie: a=b\r\n"];
+
+/// How a response tells its lifetime.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    MaxAge,
+    MaxAgeAndDate,
+    Expires,
+}
+
+fn date(unix_secs: u64) -> String {
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(unix_secs))
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -111,65 +144,129 @@ impl World<'_> {
     /// The origin has answered.
     pub fn ended(&mut self, id: usize) {
         let Stage::Asked { version } = self.tasks[id].stage else { return };
-        let kind = self.catalogue.urls[self.tasks[id].url].kind;
         let luck = if self.healing { 99 } else { self.rng.below(100) };
         let outcome = match luck {
-            0..10 => FetchOutcome::Failed(FAULT),
-            10..14 => FetchOutcome::NotShareable,
-            _ if kind == Kind::Uncacheable => FetchOutcome::NotShareable,
-            _ => FetchOutcome::Stored(Arc::new(self.make_object(id, version))),
+            0..7 => FetchOutcome::Failed(FAULT),
+            7..12 => FetchOutcome::Failed(REFUSED),
+            12..16 => FetchOutcome::NotShareable,
+            _ => match self.make_object(id, version) {
+                Some(object) => FetchOutcome::Stored(Arc::new(object)),
+                None => FetchOutcome::NotShareable,
+            },
         };
         self.finish(id, outcome);
     }
 
-    /// What a 200 or a 304 brings.
-    fn make_object(&mut self, id: usize, version: u64) -> Object {
+    /// What a 200 or a 304 brings; `None` when it may not be stored.
+    fn make_object(&mut self, id: usize, version: u64) -> Option<Object> {
         let task = &self.tasks[id];
-        let (query, kind) = (Arc::clone(&task.query), self.catalogue.urls[task.url].kind);
-        let made = Made {
-            url: task.url,
-            version,
-            variant: field(&query.buf, "X-V"),
-            credential: field(&query.buf, "Authorization"),
-        };
+        let (query, url) = (Arc::clone(&task.query), &self.catalogue.urls[task.url]);
         let unchanged =
             task.stale.as_ref().filter(|stale| self.ledger.made[&stale.generation].version == version).cloned();
-        let generation = self.states[task.shard].next_generation();
-        let tag = self.catalogue.urls[task.url].tag;
-        let lifetime_secs = match self.rng.below(10) {
-            0 if !self.healing => 0,
-            0..7 if !self.healing => self.rng.within(1, 5) as u32,
-            _ => 10_000,
+        let (text, lifetime) = self.response(url, version);
+        let mut head = ResponseHead::new();
+        assert_eq!(parse::response(&text, Method::Get, &mut head), Ok(Parsed::Complete));
+        let key = url.key();
+        let context = StoreContext {
+            method: Method::Get,
+            authorized: admit::has_credentials(query.view()),
+            per_credential: query.per_credential,
+            url: key.as_bytes(),
+            now: self.now(),
+            fetch_ms: 0,
         };
-        let validity = Validity {
-            received_mono_ms: self.now().mono_ms,
-            lifetime_secs,
-            swr_secs: self.rng.within(0, 3) as u32,
-            sie_secs: self.rng.within(0, 3) as u32,
-            no_cache: !self.healing && self.rng.percent(3),
-            ..Validity::default()
+        let admitted = admit::admit(&context, &head, &text, &ROUTE);
+        assert_eq!(
+            admitted.is_err(),
+            url.kind == Kind::Uncacheable,
+            "{admitted:?} of {:?}",
+            String::from_utf8_lossy(&text)
+        );
+        let validity = admitted.ok()?;
+        let generation = self.states[self.tasks[id].shard].next_generation();
+        let made = Made {
+            url: self.tasks[id].url,
+            version,
+            variant: variant(&query.buf, url.kind.depends_on(version)),
+            credential: field(&query.buf, "Authorization"),
+            lifetime,
         };
         assert!(self.ledger.made.insert(generation, made).is_none(), "two responses of one generation");
         let body = match unchanged {
             Some(stale) => stale.body.clone(),
             None => Bytes::from(vec![b'x'; self.rng.below(600)]),
         };
-        Object {
+        let vary = match vary::of_response(head.view(&text), query.view()) {
+            Vary::On(spec) => Some(spec),
+            Vary::None => None,
+            Vary::Star => panic!("it was not to be stored"),
+        };
+        Some(Object {
             key: query.key.clone(),
             hash: query.hash,
             status: 200,
             head: (*b"HTTP/1.1 200 OK\r\n").into(),
             body,
             validity,
-            vary: self.catalogue.vary_of(kind, query.view()),
+            vary,
             etag: None,
             last_modified: None,
             request: query.buf.clone(),
-            tags: vec![tag.as_bytes().into()],
+            tags: object::tags(head.view(&text)),
             route: query.route,
             fetch_ms: 0,
             generation,
+        })
+    }
+
+    /// What the origin sends, by its own clock, which is right; and what follows from it.
+    fn response(&mut self, url: &Url, version: u64) -> (Vec<u8>, Lifetime) {
+        let lifetime_secs = match self.rng.below(10) {
+            0 if !self.healing => 0,
+            0..7 if !self.healing => self.rng.within(1, 5),
+            _ => 10_000,
+        };
+        let (swr_secs, sie_secs) = (self.rng.within(0, 3), self.rng.within(0, 3));
+        let no_cache = !self.healing && self.rng.percent(3);
+        let (now, true_secs) = (self.now(), self.true_unix_ms() / 1000);
+        let mut text = String::from("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: \"x\"\r\n");
+        text.push_str(&format!("Cache-Control: stale-while-revalidate={swr_secs}, stale-if-error={sie_secs}"));
+        let told =
+            if self.rng.percent(20) { Told::MaxAge } else { [Told::MaxAgeAndDate, Told::Expires][self.rng.below(2)] };
+        if told != Told::Expires {
+            text.push_str(&format!(", max-age={lifetime_secs}"));
         }
+        if no_cache {
+            text.push_str(", no-cache");
+        }
+        text.push_str("\r\n");
+        let mut initial_age_secs = 0;
+        if told != Told::MaxAge {
+            text.push_str(&format!("Date: {}\r\n", date(true_secs)));
+            // RFC 9111 §4.2.3: what it seems to be old is believed, even if it is our clock that is ahead.
+            initial_age_secs = now.unix_secs().saturating_sub(true_secs);
+        }
+        if told == Told::Expires {
+            text.push_str(&format!("Expires: {}\r\n", date(true_secs + lifetime_secs)));
+        }
+        if !self.healing && self.rng.percent(10) {
+            text.push_str("Age: 1\r\n");
+            initial_age_secs = initial_age_secs.max(1);
+        }
+        match url.kind.depends_on(version) {
+            [] => {}
+            names => text.push_str(&format!("Vary: {}\r\n", names.join(", "))),
+        }
+        if url.kind == Kind::Uncacheable {
+            text.push_str(FORBIDDEN[version as usize % FORBIDDEN.len()]);
+        }
+        let [name, separator] = if version.is_multiple_of(2) { ["Cache-Tag", ","] } else { ["Surrogate-Key", " "] };
+        text.push_str(&format!("{name}: {}\r\n\r\n", url.tags.join(separator)));
+        let received_mono_ms = now.mono_ms;
+        (
+            text.into_bytes(),
+            Lifetime { received_mono_ms, initial_age_secs, lifetime_secs, swr_secs, sie_secs, no_cache },
+        )
     }
 
     /// The fetch comes to its end: the slot goes back, the owner is told, the client that waits is served.
@@ -186,11 +283,11 @@ impl World<'_> {
         } else {
             self.give_slot_back(id);
         }
-        if matches!(outcome, FetchOutcome::NotShareable) {
-            self.ledger.unshareable[self.tasks[id].url] = true;
-        }
         let own = if let FetchOutcome::Stored(object) = &outcome { Some(Arc::clone(object)) } else { None };
-        let has_failed = matches!(outcome, FetchOutcome::Failed(failure) if failure != ABANDONED);
+        let failed = match outcome {
+            FetchOutcome::Failed(failure) if failure != ABANDONED => Some(failure),
+            _ => None,
+        };
         if let Some(lease) = lease {
             self.end_lease(shard, hash, lease, outcome);
         }
@@ -199,11 +296,11 @@ impl World<'_> {
         let (query, floor) = (Arc::clone(&self.tasks[id].query), self.clients[client].floor);
         if let Some(own) = own {
             self.check_object(&own, &query, floor);
-        } else if has_failed {
+        } else if let Some(failure) = failed {
             let now_mono_ms = self.now().mono_ms;
             let stale = self.tasks[id].stale.clone();
-            let stale = stale.filter(|stale| freshness::stale_if_error_ok(&stale.validity, now_mono_ms));
-            self.check_stale_if_error(client, stale.as_ref());
+            let stale = stale.filter(|stale| failure.stale_ok(&stale.validity, now_mono_ms));
+            self.check_stale_if_error(client, failure, stale.as_ref());
         }
     }
 

@@ -2,14 +2,14 @@
 //! the shards want done, by the same rules as `io`. Everything that happens is an event in one queue, so a seed replays.
 
 use crate::catalogue::Catalogue;
-use crate::check::Ledger;
+use crate::check::{Ledger, Use};
 use crate::client::Client;
 use crate::control::Purge;
 use crate::fetch::Task;
 use crate::rng::Rng;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::base::time::Now;
-use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, Message, Reply, Token};
+use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
 use pilotlight::shard::query::owner_of;
 use pilotlight::shard::slots::Slots;
 use pilotlight::shard::state::{RoutePolicy, State, home_of};
@@ -21,6 +21,7 @@ use std::sync::Arc;
 /// How long the holder of a lease may take.
 pub const LEASE_MS: u64 = 400;
 pub const UPSTREAMS: usize = 2;
+const HOUR_MS: u64 = 3_600_000;
 /// Memory of a shard in which everything fits.
 const AMPLE_BYTES: u64 = 1 << 20;
 
@@ -45,7 +46,10 @@ pub enum Event {
     Unsafe,
     StartPurge,
     WarmCommand,
+    /// Both clocks go on as after a sleep.
     ClockStep,
+    /// Somebody sets the wall clock.
+    WallStep,
     Leave {
         client: usize,
     },
@@ -126,9 +130,11 @@ pub struct Bounds {
 pub struct World<'c> {
     pub catalogue: &'c Catalogue,
     pub rng: Rng,
-    /// Event time, and how far the clock has been stepped ahead of it.
+    /// Event time, and how far the monotonic clock is ahead of it, for a machine that slept.
     pub at_ms: u64,
     pub skew_ms: u64,
+    /// How far the wall clock is ahead of the right time.
+    pub wall_ms: i64,
     queue: BinaryHeap<Reverse<Timed>>,
     sequence: u64,
     pub states: Vec<State>,
@@ -177,7 +183,7 @@ impl<'c> World<'c> {
         for _ in 0..rng.within(0, 4) {
             let url = urls[rng.below(urls.len())];
             let at = catalogue.by_url[url][rng.below(catalogue.by_url[url].len())];
-            if !catalogue.asks[at].has_directives && !warm.contains(&at) {
+            if catalogue.asks[at].directives.is_empty() && !warm.contains(&at) {
                 warm.push(at);
             }
         }
@@ -186,6 +192,7 @@ impl<'c> World<'c> {
             rng,
             at_ms: 0,
             skew_ms: 10_000,
+            wall_ms: 0,
             queue: BinaryHeap::new(),
             sequence: 0,
             states: Vec::new(),
@@ -238,8 +245,12 @@ impl<'c> World<'c> {
     }
 
     pub fn now(&self) -> Now {
-        let mono_ms = self.at_ms + self.skew_ms;
-        Now { mono_ms, unix_ms: 1_600_000_000_000 + mono_ms }
+        Now { mono_ms: self.at_ms + self.skew_ms, unix_ms: self.true_unix_ms().saturating_add_signed(self.wall_ms) }
+    }
+
+    /// As a clock says that nobody sets.
+    pub fn true_unix_ms(&self) -> u64 {
+        1_600_000_000_000 + self.at_ms + self.skew_ms
     }
 
     pub fn is_traced(&self) -> bool {
@@ -293,6 +304,11 @@ impl<'c> World<'c> {
                 let step_ms = self.rng.within(200, 6_000);
                 self.skew_ms += step_ms;
                 trace!(self, "the clock steps by {step_ms} ms");
+            }
+            Event::WallStep => {
+                let hours_ms = self.rng.within(0, 6 * HOUR_MS) as i64 - 3 * HOUR_MS as i64;
+                self.wall_ms = if self.rng.percent(30) { 0 } else { hours_ms };
+                trace!(self, "the wall clock is now wrong by {} ms", self.wall_ms);
             }
             Event::Leave { client } => self.leave(client),
             Event::Wake { shard, token } => self.wake(shard, token),
@@ -350,7 +366,7 @@ impl<'c> World<'c> {
     fn receive(&mut self, from: usize, to: usize, message: Message) {
         trace!(self, "{from} -> {to}: {}", brief(&message));
         match &message {
-            Message::Done { lease, .. } => self.ledger.lease_ended(to, *lease),
+            Message::Done { lease, outcome } => self.lease_ended(to, *lease, outcome),
             Message::Invalidate { key, .. } => return self.invalidated(to, message_key(key), message),
             _ => {}
         }
@@ -382,9 +398,16 @@ impl<'c> World<'c> {
         self.catalogue.keys.get(key).map_or(usize::MAX, |(number, _)| *number)
     }
 
-    /// Takes note of a lease that its owner grants to somebody who asked.
+    /// Takes note of what the owner of a key lets somebody do who asked.
     fn note_grant(&mut self, owner: usize, shard: usize, token: Token, reply: &Reply) {
-        let Reply::Fetch { hash, lease, .. } = reply else { return };
+        match reply {
+            Reply::Alone => return self.note_alone(owner, shard, token),
+            Reply::Failed { failure, .. } if *failure == NOT_CACHED => {
+                return self.note_not_cached(owner, shard, token);
+            }
+            _ => {}
+        }
+        let Reply::Fetch { hash, lease, stale } = reply else { return };
         if owner_of(*hash, self.states.len()) != owner {
             return;
         }
@@ -393,12 +416,43 @@ impl<'c> World<'c> {
             let query = Arc::clone(&self.catalogue.asks[self.clients[client].ask].query);
             assert_eq!(query.hash, *hash, "a lease of another key");
             self.granted(owner, *lease, &query.key);
+            // A HEAD that was given nothing to validate goes past the cache.
+            if self.clients[client].is_head && stale.is_none() {
+                let found = self.states[owner].find(*hash, &query.key, query.view());
+                assert!(found.is_none(), "a HEAD past a stored response: {found:?}");
+            }
         }
     }
 
-    fn granted(&mut self, owner: usize, lease: pilotlight::shard::message::LeaseId, key: &[u8]) {
+    /// The owner says that it has nothing for who wants nothing fetched.
+    fn note_not_cached(&mut self, owner: usize, shard: usize, token: Token) {
+        let place = self.places.get(&(shard, token)).expect("an answer to nobody");
+        let Party::Client(client) = place.party else { panic!("not cached, to who asked for a slot") };
+        let ask = &self.catalogue.asks[self.clients[client].ask];
+        let query = &ask.query;
+        if owner_of(query.hash, self.states.len()) != owner {
+            return;
+        }
+        let now_mono_ms = self.now().mono_ms;
+        if let Some(found) = self.states[owner].find(query.hash, &query.key, query.view()) {
+            let lifetime = self.ledger.made[&found.generation].lifetime;
+            let allowed = lifetime.allows(ask.directives, now_mono_ms);
+            assert_eq!(allowed, Use::NotUnasked, "withheld from who said {:?}: {lifetime:?}", ask.directives);
+        }
+    }
+
+    fn note_alone(&self, owner: usize, shard: usize, token: Token) {
+        let place = self.places.get(&(shard, token)).expect("an answer to nobody");
+        let Party::Client(client) = place.party else { panic!("alone, to who asked for a slot") };
+        let query = &self.catalogue.asks[self.clients[client].ask].query;
+        if owner_of(query.hash, self.states.len()) == owner {
+            self.ledger.check_alone(self.number_of(&query.key), self.now().mono_ms);
+        }
+    }
+
+    fn granted(&mut self, owner: usize, lease: LeaseId, key: &[u8]) {
         let (number, url) = self.catalogue.keys[key];
-        let varies = self.catalogue.urls[url].kind == crate::catalogue::Kind::Varies;
+        let varies = self.catalogue.urls[url].kind.varies();
         self.ledger.lease_granted(owner, lease, number, varies, self.now().mono_ms);
     }
 
@@ -462,17 +516,18 @@ impl<'c> World<'c> {
         }
     }
 
-    pub fn end_lease(
-        &mut self,
-        shard: usize,
-        hash: u64,
-        lease: pilotlight::shard::message::LeaseId,
-        outcome: FetchOutcome,
-    ) {
+    pub fn end_lease(&mut self, shard: usize, hash: u64, lease: LeaseId, outcome: FetchOutcome) {
         if owner_of(hash, self.states.len()) == shard {
-            self.ledger.lease_ended(shard, lease);
+            self.lease_ended(shard, lease, &outcome);
         }
         self.with_state(shard, |state, now| state.done(hash, lease, outcome, now));
+    }
+
+    fn lease_ended(&mut self, owner: usize, lease: LeaseId, outcome: &FetchOutcome) {
+        self.ledger.lease_ended(owner, lease);
+        if matches!(outcome, FetchOutcome::NotShareable) {
+            self.ledger.not_shareable(owner, lease, self.now().mono_ms);
+        }
     }
 
     pub fn return_slot(&mut self, shard: usize, upstream: u16, route: u16, kind: FetchKind) {
