@@ -14,7 +14,7 @@ use super::serve::{self, Rest, Told};
 use super::stream::{Connected, WriteHalf};
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::cache::admit::{self, LookupMode};
-use crate::cache::freshness::{self, Standing};
+use crate::cache::freshness;
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::config::Authorization;
