@@ -88,6 +88,7 @@ pub fn shard() -> Shard {
     let common = Common {
         table: Table::new(&config.routes),
         hasher: hasher(),
+        cdn_loop: String::new(),
         shared: Arc::new([ShardShared::new(0)]),
         acks: Arc::new(Acks::new(1).expect("an eventfd")),
         servers: vec![Vec::new()],

@@ -6,6 +6,7 @@ use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
 use crate::control::{Control, Ended};
+use crate::http::hops;
 use crate::io::core::Common;
 use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
@@ -80,6 +81,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
     let common = Arc::new(Common {
         table: Table::new(&config.routes),
         hasher: ahash::RandomState::new(),
+        cdn_loop: hops::cdn_loop_member(&config.server.name, ahash::RandomState::new().hash_one(0)),
         shared: Arc::clone(&shared),
         acks: Arc::clone(&acks),
         servers,

@@ -3,10 +3,11 @@
 //!
 //! # What we look up
 //!
-//! GET and HEAD without a body. A request that says `no-store`, carries a body, asks for an upgrade or rewrites its own
-//! target (`X-Original-URL`, `X-HTTP-Method-Override`…) goes past the cache: what it gets depends on things that are in no
-//! key. The key is the normalised host and the raw target, nothing decoded, nothing sorted: two spellings are two entries,
-//! and the origin sees the very bytes that were keyed, so no extension or encoding trick can make the two disagree.
+//! GET and HEAD without a body. A request goes past the cache when it says `no-store`, carries a body, asks for an upgrade,
+//! rewrites its own target (`X-Original-URL`, `X-HTTP-Method-Override`…) or names another host than Host does
+//! (`X-Forwarded-Host`, `host=` in `Forwarded`): what it gets depends on things that are in no key. The key is the normalised
+//! host and the raw target, nothing decoded, nothing sorted: two spellings are two entries, and the origin sees the very
+//! bytes that were keyed, so no extension or encoding trick can make the two disagree.
 //!
 //! # What we store
 //!
@@ -42,10 +43,14 @@
 //!   those who arrived.
 //! - Of duplicated or unreadable directives the most restrictive reading counts (§4.2.1 leaves the choice).
 //! - Accept-Encoding is compared as a set of codings without preferences (§4.1 allows it): any of them suits the client.
-//! - Accept-Language is compared without regard to case (RFC 9110 §12.5.4), but in the client's order: frameworks take the
-//!   first of equals. Who wants one language most gets a response that the origin made in that language (§4.1 allows it).
+//! - Accept-Language is compared as a set of ranges and weights: RFC 9110 §12.5.4 gives case and the order of equals no
+//!   meaning. Browsers weight every language; frameworks take the first of equals, so who weights two the same may get
+//!   either. Who wants one most gets a response that the origin made in that language (§4.1 allows it).
 //! - Responses to POST are not stored (RFC 9110 §9.3.3 allows it with Content-Location): they are one client's.
-//! - A HEAD for something stored is answered by a validation with GET, not from the response to the HEAD (§4.3.5).
+//! - A HEAD for something stored is answered by a validation with GET, not from the response to the HEAD (§4.3.5). One that is
+//!   forwarded all the same (it said `no-store`) ends what it contradicts in a validator or the length, and updates nothing.
+//! - If-Match and If-Unmodified-Since are evaluated on what is stored (§4.3.2 leaves them to the origin): a 412 rather than
+//!   a part of another representation than the client has.
 //! - A 304 does not update the fields that describe the stored bytes (§3.2 allows it): Content-Encoding, -Range, -Length and
 //!   digests stay. One that is about another response (§4.3.4) is answered with a request without conditions.
 

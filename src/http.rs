@@ -7,6 +7,7 @@ pub mod fault;
 pub mod fields;
 pub mod framing;
 pub mod head;
+pub mod hops;
 mod host;
 mod lines;
 pub mod parse;

@@ -29,7 +29,7 @@ pub enum BypassReason {
     Upgrade,
     /// `no-store` in the request.
     NoStore,
-    /// A field that rewrites method or target at the origin, and is in no key.
+    /// A field that rewrites method, target or host at the origin, and is in no key.
     Unkeyed,
     /// HTTP/1.0 without Host: no key can tell whose it is.
     NoHost,
@@ -82,8 +82,23 @@ fn bypass_reason(head: &RequestHead, view: FieldsView, cache: Option<&RouteCache
     if REWRITES.iter().any(|id| view.has(*id)) {
         return Some(BypassReason::Unkeyed);
     }
+    if names_another_host(view, &head.host) {
+        return Some(BypassReason::Unkeyed);
+    }
     // RFC 9111 §5.2.1.5.
     RequestDirectives::of(view).no_store.then_some(BypassReason::NoStore)
+}
+
+/// Whether an origin that believes the proxies in front of it would take this request for another host than the key does.
+fn names_another_host(view: FieldsView, host: &[u8]) -> bool {
+    let other = |value: &[u8]| {
+        let value = value.strip_suffix(b":80").unwrap_or(value);
+        !value.strip_suffix(b".").unwrap_or(value).eq_ignore_ascii_case(host)
+    };
+    // RFC 7239 §5.3.
+    let says_host = |value: &[u8]| value.windows(5).any(|w| w.eq_ignore_ascii_case(b"host="));
+    (view.has(FieldId::XForwardedHost) && view.all(FieldId::XForwardedHost).any(other))
+        || (view.has(FieldId::Forwarded) && view.all(FieldId::Forwarded).any(says_host))
 }
 
 /// Whether a request carries credentials. RFC 9111 §3.5 knows Authorization; an API key is one by another name. Cookies are
@@ -270,8 +285,9 @@ mod tests {
         // RFC 9111 §3.5: a stored response may allow it.
         assert_eq!(verdict("Authorization: x\r\nX-API-Key: y\r\nCookie: z\r\n", true, |_| ()), LookupMode::Cache);
         assert_eq!(verdict("Cache-Control: no-cache, only-if-cached\r\n", true, |_| ()), LookupMode::Cache);
+        assert_eq!(verdict("X-Forwarded-Host: H.:80\r\nForwarded: for=1.2.3.4\r\n", true, |_| ()), LookupMode::Cache);
         type Row = (&'static str, bool, fn(&mut RequestHead), BypassReason);
-        let rows: [Row; 9] = [
+        let rows: [Row; 14] = [
             ("", false, |_| (), Route),
             ("", true, |h| h.method = Method::Post, NotGet),
             ("", true, |h| h.method = Method::Other, NotGet),
@@ -280,6 +296,12 @@ mod tests {
             ("", true, |h| h.upgrade = Some(crate::http::head::Span::default()), Upgrade),
             ("", true, |h| h.host.clear(), NoHost),
             ("X-Original-URL: /admin\r\n", true, |_| (), Unkeyed),
+            // RFC 9111 §7.1.
+            ("X-Forwarded-Host: other\r\n", true, |_| (), Unkeyed),
+            ("X-Forwarded-Host: h, other\r\n", true, |_| (), Unkeyed),
+            ("X-Forwarded-Host: h:81\r\n", true, |_| (), Unkeyed),
+            ("X-Forwarded-Host: h\r\nX-Forwarded-Host: other\r\n", true, |_| (), Unkeyed),
+            ("Forwarded: for=1.2.3.4;Host=other\r\n", true, |_| (), Unkeyed),
             ("Cache-Control: no-store\r\n", true, |_| (), NoStore),
         ];
         for (fields, cached, change, reason) in rows {

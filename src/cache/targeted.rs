@@ -2,6 +2,10 @@
 //! Must hold: a field that is not a valid dictionary (RFC 9651 §3.2) is as good as absent, and an empty one too.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
+
+use sfv::visitor::{DictionaryVisitor, EntryVisitor, Ignored, InnerListVisitor, ItemVisitor, ParameterVisitor};
+use sfv::{BareItemFromInput, KeyRef, Parser};
 
 use super::directives::{Argument, ResponseDirectives};
 use crate::http::fields::FieldId;
@@ -19,155 +23,84 @@ pub(super) fn directives(view: FieldsView, id: FieldId) -> Option<ResponseDirect
         return None;
     }
     let mut d = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
-    for (name, value) in &members {
+    for (name, value) in members {
+        let name = name.as_bytes();
         match value {
             Item::True => d.add(name, Argument::None),
-            Item::Integer(digits) => d.add(name, Argument::Value(Cow::Borrowed(digits))),
+            Item::Integer(n) => d.add(name, Argument::Value(n.to_string().into_bytes().into())),
+            // The two whose value is a list of field names (RFC 9111 §5.2.2.4, §5.2.2.7).
+            Item::Text(names) if matches!(name, b"no-cache" | b"private") => d.add(name, Argument::Value(names)),
             // A value of another type says nothing we could trust; `?0` says that the directive does not apply.
-            Item::False | Item::Other => {}
+            Item::Text(_) | Item::False | Item::Other => {}
         }
     }
     Some(d)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Item<'a> {
     True,
     False,
-    /// With its sign, if any.
-    Integer(&'a [u8]),
+    Integer(i64),
+    Text(Cow<'a, [u8]>),
     Other,
 }
 
-/// RFC 9651 §4.2.2, of which we keep what directives need; of a repeated key the last value.
-fn dictionary(bytes: &[u8]) -> Option<Vec<(&[u8], Item<'_>)>> {
-    let mut p = Parser { rest: bytes.trim_ascii() };
-    let mut members: Vec<(&[u8], Item)> = Vec::new();
-    while !p.rest.is_empty() {
-        let key = p.key()?;
-        let value = if p.eat(b'=') { p.value()? } else { Item::True };
-        p.parameters()?;
-        match members.iter_mut().find(|(k, _)| *k == key) {
-            Some(old) => old.1 = value,
-            None => members.push((key, value)),
-        }
-        p.white_space();
-        if !p.rest.is_empty() {
-            p.eat(b',').then_some(())?;
-            p.white_space();
-            // A trailing comma is an error.
-            p.rest.first()?;
-        }
-    }
-    Some(members)
+/// The members in order, parameters left out. `None`: not a dictionary.
+fn dictionary(bytes: &[u8]) -> Option<Vec<(&str, Item<'_>)>> {
+    Parser::new(bytes).parse_dictionary_with_visitor(Members(Vec::new())).ok()
 }
 
-struct Parser<'a> {
-    rest: &'a [u8],
+struct Members<'a>(Vec<(&'a str, Item<'a>)>);
+
+impl<'a> DictionaryVisitor<'a> for Members<'a> {
+    type Out = Vec<(&'a str, Item<'a>)>;
+    type Error = Infallible;
+
+    fn entry(&mut self, key: &'a KeyRef) -> Result<impl EntryVisitor<'a>, Infallible> {
+        // RFC 9651 §4.2.2: of a repeated key the last value counts.
+        self.0.retain(|(name, _)| *name != key.as_str());
+        self.0.push((key.as_str(), Item::Other));
+        Ok(Member(&mut self.0.last_mut().expect("just pushed").1))
+    }
+
+    fn finish(self) -> Result<Self::Out, Infallible> {
+        Ok(self.0)
+    }
 }
 
-impl<'a> Parser<'a> {
-    fn eat(&mut self, byte: u8) -> bool {
-        let found = self.rest.first() == Some(&byte);
-        if found {
-            self.rest = &self.rest[1..];
-        }
-        found
+/// Where the value of one member goes; stays `Other` for an inner list.
+struct Member<'m, 'a>(&'m mut Item<'a>);
+
+impl<'a> EntryVisitor<'a> for Member<'_, 'a> {
+    type Error = Infallible;
+
+    fn item(self) -> Result<impl ItemVisitor<'a>, Infallible> {
+        Ok(self)
     }
 
-    fn take_while(&mut self, wanted: impl Fn(u8) -> bool) -> &'a [u8] {
-        let n = self.rest.iter().position(|&b| !wanted(b)).unwrap_or(self.rest.len());
-        let (taken, rest) = self.rest.split_at(n);
-        self.rest = rest;
-        taken
+    fn inner_list(self) -> Result<impl InnerListVisitor<'a>, Infallible> {
+        Ok(Ignored)
     }
+}
 
-    fn white_space(&mut self) {
-        self.take_while(|b| b == b' ' || b == b'\t');
-    }
+impl<'a> ItemVisitor<'a> for Member<'_, 'a> {
+    type Out = ();
+    type Error = Infallible;
 
-    fn key(&mut self) -> Option<&'a [u8]> {
-        if !self.rest.first().is_some_and(|&b| b.is_ascii_lowercase() || b == b'*') {
-            return None;
-        }
-        Some(self.take_while(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.*".contains(&b)))
-    }
-
-    /// An item or an inner list.
-    fn value(&mut self) -> Option<Item<'a>> {
-        if !self.eat(b'(') {
-            return self.bare_item();
-        }
-        loop {
-            self.take_while(|b| b == b' ');
-            if self.eat(b')') {
-                return Some(Item::Other);
-            }
-            self.bare_item()?;
-            self.parameters()?;
-            if !self.rest.first().is_some_and(|b| b" )".contains(b)) {
-                return None;
-            }
-        }
-    }
-
-    fn parameters(&mut self) -> Option<()> {
-        while self.eat(b';') {
-            self.take_while(|b| b == b' ');
-            self.key()?;
-            if self.eat(b'=') {
-                self.bare_item()?;
-            }
-        }
-        Some(())
-    }
-
-    fn bare_item(&mut self) -> Option<Item<'a>> {
-        match *self.rest.first()? {
-            b'?' => self.boolean(),
-            b'"' => self.string(),
-            b'-' | b'0'..=b'9' => self.number(),
-            b':' => self.binary(),
-            b'*' | b'a'..=b'z' | b'A'..=b'Z' => {
-                self.take_while(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&b));
-                Some(Item::Other)
-            }
-            _ => None,
-        }
-    }
-
-    fn boolean(&mut self) -> Option<Item<'a>> {
-        self.eat(b'?');
-        if self.eat(b'1') { Some(Item::True) } else { self.eat(b'0').then_some(Item::False) }
-    }
-
-    fn string(&mut self) -> Option<Item<'a>> {
-        self.eat(b'"');
-        loop {
-            self.take_while(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\');
-            if self.eat(b'"') {
-                return Some(Item::Other);
-            }
-            (self.eat(b'\\') && (self.eat(b'"') || self.eat(b'\\'))).then_some(())?;
-        }
-    }
-
-    fn number(&mut self) -> Option<Item<'a>> {
-        let start = self.rest;
-        self.eat(b'-');
-        let digits = self.take_while(|b| b.is_ascii_digit()).len();
-        if self.eat(b'.') {
-            let fraction = self.take_while(|b| b.is_ascii_digit()).len();
-            return ((1..=12).contains(&digits) && (1..=3).contains(&fraction)).then_some(Item::Other);
-        }
-        let taken = &start[..start.len() - self.rest.len()];
-        (1..=15).contains(&digits).then_some(Item::Integer(taken))
-    }
-
-    fn binary(&mut self) -> Option<Item<'a>> {
-        self.eat(b':');
-        self.take_while(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
-        self.eat(b':').then_some(Item::Other)
+    fn bare_item(self, value: BareItemFromInput<'a>) -> Result<impl ParameterVisitor<'a, Out = ()>, Infallible> {
+        *self.0 = match value {
+            BareItemFromInput::Boolean(true) => Item::True,
+            BareItemFromInput::Boolean(false) => Item::False,
+            BareItemFromInput::Integer(n) => Item::Integer(n.into()),
+            BareItemFromInput::String(text) => Item::Text(match text {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_str().as_bytes()),
+                Cow::Owned(text) => Cow::Owned(String::from(text).into_bytes()),
+            }),
+            _ => Item::Other,
+        };
+        // RFC 9213 §2.1: parameters are ignored.
+        Ok(Ignored)
     }
 }
 
@@ -230,6 +163,32 @@ mod tests {
             ("false", "CDN-Cache-Control: no-store=?0, max-age=2\r\n", true, Some(2), false),
             ("two lines", "CDN-Cache-Control: max-age=2\r\nCDN-Cache-Control: no-store\r\n", true, Some(2), true),
             ("other types", "CDN-Cache-Control: a=(1 2;x), b=:AA==:, c=1.5, d=*t, max-age=2\r\n", true, Some(2), false),
+            ("a string with field names", "CDN-Cache-Control: private=\"a\", max-age=2\r\n", true, Some(2), false),
+            (
+                "the last of a repeated key, of another type",
+                "CDN-Cache-Control: max-age=9, max-age=a\r\n",
+                true,
+                None,
+                false,
+            ),
+            ("a date", "CDN-Cache-Control: max-age=2, x=@1659578233\r\n", true, Some(2), false),
+            ("a display string", "CDN-Cache-Control: max-age=2, x=%\"f%c3%bc\"\r\n", true, Some(2), false),
+            ("bad base64", "CDN-Cache-Control: max-age=2, x=:A?:\r\nCache-Control: no-store\r\n", false, None, true),
+            ("a decimal is no lifetime", "CDN-Cache-Control: max-age=2.0, no-store\r\n", true, None, true),
+            ("fifteen digits", "CDN-Cache-Control: max-age=999999999999999\r\n", true, Some(u32::MAX), false),
+            ("an inner list", "CDN-Cache-Control: max-age=(2), no-store\r\n", true, None, true),
+            ("a space before =", "CDN-Cache-Control: max-age =2\r\nCache-Control: no-store\r\n", false, None, true),
+            ("a space after =", "CDN-Cache-Control: max-age= 2\r\nCache-Control: no-store\r\n", false, None, true),
+            ("tabs around a comma", "CDN-Cache-Control: max-age=2\t,\tno-store\r\n", true, Some(2), true),
+            ("an open string", "CDN-Cache-Control: max-age=2, x=\"a\r\nCache-Control: no-store\r\n", false, None, true),
+            (
+                "a bad escape",
+                "CDN-Cache-Control: max-age=2, x=\"\\a\"\r\nCache-Control: no-store\r\n",
+                false,
+                None,
+                true,
+            ),
+            ("not ASCII", "CDN-Cache-Control: max-age=2, x=\u{e9}\r\nCache-Control: no-store\r\n", false, None, true),
             (
                 "too long an integer",
                 "CDN-Cache-Control: max-age=1234567890123456\r\nCache-Control: no-store\r\n",
@@ -241,6 +200,14 @@ mod tests {
             let d = ResponseDirectives::of(response(200, fields).view());
             assert_eq!((d.targeted, d.max_age, d.no_store), (targeted, max_age, no_store), "{case}");
         }
+    }
+
+    #[test]
+    fn field_names_are_withheld() {
+        // RFC 9111 §5.2.2.4, §5.2.2.7.
+        let d = ResponseDirectives::of(response(200, "CDN-Cache-Control: private=\"A\", no-cache=\"b, c\"\r\n").view());
+        assert!(!d.private && !d.no_cache);
+        assert!(["a", "b", "c"].iter().all(|name| d.withholds(name.as_bytes())));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{date, directives::ResponseDirectives, lines};
 use crate::base::time::Now;
 use crate::config::RouteCache;
 use crate::http::fields::FieldId;
+use crate::http::framing;
 use crate::http::head::{FieldsView, ResponseHead};
 
 /// The end of the year 9999, the last that an HTTP date can say.
@@ -118,6 +119,37 @@ fn tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
         rest = after;
         Some(tag.trim_ascii_end())
     })
+}
+
+/// What a response to HEAD says of the representation that a GET would have got (RFC 9111 §4.3.5).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeadFacts {
+    pub etag: Option<Box<[u8]>>,
+    pub last_modified: Option<Box<[u8]>>,
+    pub content_length: Option<u64>,
+}
+
+impl HeadFacts {
+    #[must_use]
+    pub fn of(response: FieldsView) -> Self {
+        let first = |id| response.first(id).map(Box::<[u8]>::from);
+        Self {
+            etag: first(FieldId::Etag),
+            last_modified: first(FieldId::LastModified),
+            content_length: response.first(FieldId::ContentLength).and_then(framing::content_length),
+        }
+    }
+
+    /// Whether a stored response is shown to be outdated: what the HEAD says of it is something else. What it leaves out
+    /// shows nothing.
+    #[must_use]
+    pub fn contradict(&self, object: &Object) -> bool {
+        let differs = |said: &Option<Box<[u8]>>, stored: &Option<Box<[u8]>>| said.is_some() && said != stored;
+        object.status == 200
+            && (differs(&self.etag, &object.etag)
+                || differs(&self.last_modified, &object.last_modified)
+                || self.content_length.is_some_and(|length| length != object.body.len() as u64))
+    }
 }
 
 /// Appends the head of a 304 for a stored response, without the final empty line: the fields RFC 9110 §15.4.5 asks for,
@@ -320,6 +352,28 @@ mod tests {
             ("not of an error", &missing, "If-None-Match: \"a\"\r\n".into(), Full),
         ] {
             assert_eq!(evaluate(request(&fields).view(), stored), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_a_head_shows() {
+        // RFC 9111 §4.3.5.
+        let (old, new) = (at(-100), at(-50));
+        let stored = object("h/", "", 200, &format!("ETag: \"a\"\r\nLast-Modified: {old}\r\n"), "0123456789");
+        let bare = object("h/", "", 200, "", "0123456789");
+        let missing = object("h/", "", 404, "", "0123456789");
+        for (case, object, fields, expected) in [
+            ("nothing said", &stored, String::new(), false),
+            ("the same", &stored, format!("ETag: \"a\"\r\nLast-Modified: {old}\r\nContent-Length: 10\r\n"), false),
+            ("another tag", &stored, "ETag: \"b\"\r\n".into(), true),
+            ("a weak tag", &stored, "ETag: W/\"a\"\r\n".into(), true),
+            ("another date", &stored, format!("ETag: \"a\"\r\nLast-Modified: {new}\r\n"), true),
+            ("another length", &stored, "ETag: \"a\"\r\nContent-Length: 11\r\n".into(), true),
+            ("no length", &stored, "Content-Length: 0\r\n".into(), true),
+            ("a tag where there was none", &bare, "ETag: \"b\"\r\n".into(), true),
+            ("of an error", &missing, "Content-Length: 3\r\n".into(), false),
+        ] {
+            assert_eq!(HeadFacts::of(response(200, &fields).view()).contradict(object), expected, "{case}");
         }
     }
 

@@ -36,9 +36,13 @@ enum Value {
     Absent,
     /// Accept-Encoding that is no more than a set of well-known codings.
     Codings(u8),
+    /// A well-formed Accept-Language: ranges in lower case with their weights in thousandths, sorted, each pair once.
+    Languages(Box<[Language]>),
     /// Lines joined and white space out of the way.
     Text(Box<[u8]>),
 }
+
+type Language = (Box<[u8]>, u32);
 
 /// Reads the Vary of a response to this request.
 #[must_use]
@@ -79,6 +83,7 @@ impl VarySpec {
         self.fields.iter().all(|(name, stored)| match stored {
             Value::Absent => request.all_named(name).next().is_none(),
             Value::Codings(set) => request.all_named(name).next().is_some() && codings_of(name, request) == Some(*set),
+            Value::Languages(set) => same_languages(set, request) || self.is_preferred(name, request),
             // Equal text means that the request's is no plain set of codings either.
             Value::Text(text) => {
                 let asked = request.all_named(name).next().is_some();
@@ -104,7 +109,11 @@ impl VarySpec {
     /// The memory it takes besides itself.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
-        let text = |v: &Value| if let Value::Text(t) = v { t.len() } else { 0 };
+        let text = |v: &Value| match v {
+            Value::Text(text) => text.len(),
+            Value::Languages(set) => set.iter().map(|(range, _)| range.len() + size_of::<Language>()).sum(),
+            Value::Absent | Value::Codings(_) => 0,
+        };
         self.fields.iter().map(|(name, value)| size_of::<(Box<[u8]>, Value)>() + name.len() + text(value)).sum()
     }
 }
@@ -120,6 +129,13 @@ pub fn secondary<'n>(names: impl Iterator<Item = &'n [u8]>, request: FieldsView)
         match value_of(name, request) {
             Value::Absent => out.push(b'-'),
             Value::Codings(set) => out.extend_from_slice(&[b'c', set]),
+            Value::Languages(set) => {
+                out.push(b'l');
+                for (range, weight) in &set {
+                    out.extend_from_slice(range);
+                    out.extend_from_slice(&weight.to_le_bytes());
+                }
+            }
             Value::Text(text) => {
                 out.push(b't');
                 out.extend_from_slice(&text);
@@ -137,11 +153,19 @@ fn value_of(name: &[u8], request: FieldsView) -> Value {
     if let Some(set) = codings_of(name, request) {
         return Value::Codings(set);
     }
+    if name == ACCEPT_LANGUAGE
+        && let Some(set) = language_set(request)
+    {
+        return Value::Languages(set);
+    }
     let mut text = Vec::new();
     let values = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
     normalise(values.map(|f| f.value.of(request.buf)), &mut |b| text.push(folded(name, b)));
     Value::Text(text.into())
 }
+
+/// Most members of an Accept-Language that are compared as a set. Each has a bit in a u32.
+const LANGUAGES_MAX: usize = 32;
 
 const ACCEPT_LANGUAGE: &[u8] = b"accept-language";
 
@@ -156,14 +180,8 @@ fn language_of(response: FieldsView) -> Option<Box<[u8]>> {
 /// The language that a request wants more than any other; `None` when there is no such one, or the list is malformed.
 fn preferred_language<'a>(request: FieldsView<'a>) -> Option<&'a [u8]> {
     let (mut best, mut best_weight, mut alone) = (None, 0, false);
-    for member in request.all_named(ACCEPT_LANGUAGE).flat_map(|line| line.split(|&b| b == b',')).map(<[u8]>::trim_ascii)
-    {
-        let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
-        let range = parts.next().filter(|range| !range.is_empty())?;
-        let weight = parts.next().map_or(Some(1000), weight_thousandths)?;
-        if parts.next().is_some() {
-            return None;
-        }
+    for member in languages(request) {
+        let (range, weight) = member?;
         if weight > best_weight {
             (best, best_weight, alone) = (Some(range), weight, true);
         } else if weight == best_weight {
@@ -171,6 +189,46 @@ fn preferred_language<'a>(request: FieldsView<'a>) -> Option<&'a [u8]> {
         }
     }
     best.filter(|_| alone)
+}
+
+/// The members of Accept-Language: range and weight in thousandths, `None` for one that is malformed.
+fn languages<'a>(request: FieldsView<'a>) -> impl Iterator<Item = Option<(&'a [u8], u32)>> {
+    let lines = request.all_named(ACCEPT_LANGUAGE).flat_map(|line| line.split(|&b| b == b','));
+    lines.map(<[u8]>::trim_ascii).map(|member| {
+        let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+        let range = parts.next().filter(|range| !range.is_empty())?;
+        let weight = parts.next().map_or(Some(1000), weight_thousandths)?;
+        parts.next().is_none().then_some((range, weight))
+    })
+}
+
+/// All of them in normal form; `None` when one is malformed, or there are too many to compare.
+fn language_set(request: FieldsView) -> Option<Box<[Language]>> {
+    let mut set: Vec<Language> = Vec::new();
+    for member in languages(request) {
+        let (range, weight) = member?;
+        let member = (range.to_ascii_lowercase().into(), weight);
+        if let Err(at) = set.binary_search(&member) {
+            set.insert(at, member);
+        }
+        if set.len() > LANGUAGES_MAX {
+            return None;
+        }
+    }
+    Some(set.into())
+}
+
+/// RFC 9110 §12.5.4: what weights the same is wanted the same, whatever its place in the list.
+fn same_languages(stored: &[Language], request: FieldsView) -> bool {
+    let mut found = 0u32;
+    let known = languages(request).all(|member| {
+        let at = member.and_then(|(range, weight)| {
+            stored.iter().position(|(known, w)| *w == weight && known.eq_ignore_ascii_case(range))
+        });
+        found |= at.map_or(0, |at| 1 << at);
+        at.is_some()
+    });
+    known && found.count_ones() as usize == stored.len()
 }
 
 /// RFC 9110 §12.4.2: `q=` and a qvalue, times a thousand.
@@ -367,6 +425,17 @@ mod tests {
     }
 
     #[test]
+    fn many_languages() {
+        let list = |n: usize| (0..n).map(|n| format!("l{n}")).collect::<Vec<_>>();
+        for (count, any_order) in [(LANGUAGES_MAX, true), (LANGUAGES_MAX + 1, false)] {
+            let (forth, mut back) = (list(count), list(count));
+            back.reverse();
+            let field = |list: Vec<String>| format!("Accept-Language: {}\r\n", list.join(","));
+            check("many languages", "accept-language", &field(forth), &field(back), any_order);
+        }
+    }
+
+    #[test]
     fn which_requests_match() {
         // RFC 9111 §4.1.
         for (case, vary, a, b, expected) in [
@@ -388,12 +457,36 @@ mod tests {
             // RFC 9110 §12.5.4.
             ("languages", "accept-language", "Accept-Language: en, de-CH\r\n", "Accept-Language: EN,de-ch\r\n", true),
             (
-                "languages in order",
+                "equal languages in any order",
                 "accept-language",
-                "Accept-Language: en, de\r\n",
-                "Accept-Language: de, en\r\n",
+                "Accept-Language: en, fr;q=0.5, de\r\n",
+                "Accept-Language: fr;q=0.50\r\nAccept-Language: de, EN, de\r\n",
+                true,
+            ),
+            (
+                "weights",
+                "accept-language",
+                "Accept-Language: en, de;q=0.9\r\n",
+                "Accept-Language: en;q=0.9, de\r\n",
                 false,
             ),
+            ("fewer languages", "accept-language", "Accept-Language: en, de\r\n", "Accept-Language: en\r\n", false),
+            ("one twice", "accept-language", "Accept-Language: en, de\r\n", "Accept-Language: en, en\r\n", false),
+            (
+                "malformed, in order",
+                "accept-language",
+                "Accept-Language: en, x;q\r\n",
+                "Accept-Language: x;q, en\r\n",
+                false,
+            ),
+            (
+                "malformed, the same",
+                "accept-language",
+                "Accept-Language: en,x;q\r\n",
+                "Accept-Language: EN, x;q\r\n",
+                true,
+            ),
+            ("no language", "accept-language", "Accept-Language: \r\n", "", false),
             // RFC 9110 §12.5.3.
             (
                 "codings in any order",

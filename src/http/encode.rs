@@ -11,6 +11,9 @@ use super::head::{FieldsView, Method, RequestHead, ResponseHead};
 /// Longest X-Request-Id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// The methods that a gateway of ours forwards, for Allow.
+pub const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// A request as it goes to an upstream.
 #[derive(Debug, Clone, Copy)]
 pub struct Forward<'a> {
@@ -25,8 +28,10 @@ pub struct Forward<'a> {
     pub scheme: &'a str,
     /// The X-Request-Id if the client sent no usable one; none at all if empty.
     pub request_id: &'a [u8],
-    /// Our pseudonym in Via.
+    /// Our pseudonym in Via; no Via if empty, in what is kept to be sent again.
     pub name: &'a str,
+    /// Our member of CDN-Loop (RFC 8586); none if empty.
+    pub cdn_loop: &'a str,
     /// Ask for the full representation, for everybody: no conditions, no ranges, no cache directives of this one client.
     pub for_cache: bool,
     pub validators: Validators<'a>,
@@ -80,7 +85,12 @@ pub fn request(out: &mut Vec<u8>, f: &Forward<'_>) {
     if let Some(last_modified) = f.validators.last_modified {
         field(out, b"If-Modified-Since", last_modified);
     }
-    via(out, f.head.minor, f.name);
+    if !f.name.is_empty() {
+        via(out, f.head.minor, f.name);
+    }
+    if !f.cdn_loop.is_empty() {
+        field(out, b"CDN-Loop", f.cdn_loop.as_bytes());
+    }
     request_framing(out, f.head);
     if let Some(protocol) = f.head.upgrade.filter(|_| !f.for_cache) {
         field(out, b"Connection", b"Upgrade");
@@ -183,6 +193,17 @@ pub fn error_page(
     if !omit_body {
         out.extend_from_slice(body.as_bytes());
     }
+}
+
+/// Appends our own answer to an OPTIONS that went no further (RFC 9110 §9.3.7).
+pub fn options_answer(out: &mut Vec<u8>, date: &[u8], close: bool) {
+    out.extend_from_slice(b"HTTP/1.1 204 No Content\r\n");
+    field(out, b"Allow", ALLOW.as_bytes());
+    field(out, b"Date", date);
+    if close {
+        field(out, b"Connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The reason of a status that this gateway makes itself (RFC 9110 §15).

@@ -247,6 +247,7 @@ pub fn survives_connection(id: FieldId, name: &[u8]) -> bool {
             | FieldId::Authorization
             | FieldId::CacheControl
             | FieldId::CdnCacheControl
+            | FieldId::CdnLoop
             | FieldId::Cookie
             | FieldId::Date
             | FieldId::Expires

@@ -12,6 +12,9 @@ use std::rc::Rc;
 
 /// How much one read of a body asks for.
 pub const CHUNK_BYTES: usize = 64 * 1024;
+/// The same while there is more than `LARGE_BYTES` to come: each piece wakes a reader and a writer, which is most of what a large body costs.
+const LARGE_CHUNK_BYTES: usize = 256 * 1024;
+const LARGE_BYTES: usize = 1024 * 1024;
 
 /// Where a message stops being readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +225,8 @@ impl BodyReader {
                 Framing::Chunked(_) | Framing::Done => 0,
             };
             let result = if most > 0 {
-                out.reserve(CHUNK_BYTES.min(most));
+                let room = if most > LARGE_BYTES { LARGE_CHUNK_BYTES } else { CHUNK_BYTES.min(most) };
+                out.reserve(room);
                 let (result, buf) = source.read_onto(out, most, by_mono_ms, expiry).await;
                 out = buf;
                 result

@@ -33,6 +33,8 @@ pub struct Common {
     pub config: Arc<Config>,
     pub table: Table,
     pub hasher: ahash::RandomState,
+    /// Our member of CDN-Loop.
+    pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
     /// Resolved addresses of each upstream's servers.
@@ -340,7 +342,13 @@ impl Shard {
 
 /// Every reason for which a client is refused before its request has a route.
 fn reject_reasons() -> Vec<&'static str> {
-    let own = [downstream::HEADER_TIMEOUT.label, downstream::NO_ROUTE.label, listener::TOO_MANY_CONNECTIONS];
+    let own = [
+        downstream::HEADER_TIMEOUT.label,
+        downstream::LOOP.label,
+        downstream::MAX_FORWARDS,
+        downstream::NO_ROUTE.label,
+        listener::TOO_MANY_CONNECTIONS,
+    ];
     Fault::ALL.iter().map(|fault| fault.label()).chain(own).collect()
 }
 

@@ -6,21 +6,23 @@ use super::clock;
 use super::core::Shard;
 use super::deadlines::{self, DeadlineKey, Expiry};
 use super::exchange;
-use super::fetch::{self, Flight, Stage};
+use super::fetch::{self, Flight, Fwd, Stage};
 use super::hit::{self, Answered, Next};
 use super::pass;
 use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
 use super::stream::{Connected, WriteHalf};
 use crate::base::outcome::{FetchKind, Outcome};
-use crate::cache::admit::{self, LookupMode};
+use crate::cache::admit::{self, BypassReason, LookupMode};
 use crate::cache::freshness;
 use crate::cache::key;
 use crate::cache::object::Object;
-use crate::config::Authorization;
+use crate::cache::validate::HeadFacts;
+use crate::config::{Authorization, Route};
 use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
+use crate::http::hops;
 use crate::shard::message::{ABANDONED, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
@@ -245,7 +247,7 @@ impl Client {
     fn error_page(&self, out: &mut Vec<u8>, failure: Failure, close: bool, omit_body: bool) {
         let extra: &[(&str, &str)] = match failure.status {
             503 => &[("Retry-After", "1")],
-            405 => &[("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")],
+            405 => &[("Allow", encode::ALLOW)],
             _ => &[],
         };
         let Failure { status, label, detail } = failure;
@@ -286,6 +288,13 @@ impl Client {
             return self.no_route(&mut request).await;
         };
         request.route = route;
+        if hops::is_loop(head.view(&buf), &shard.common.config.server.name, &shard.common.cdn_loop) {
+            shard.telemetry.rejected(LOOP.label);
+            return self.fail(&mut request, LOOP, Some(Outcome::Rejected)).await;
+        }
+        if hops::ends_here(head.method, head.view(&buf)) {
+            return self.last_hop(&mut request).await;
+        }
         let bytes_max = shard.common.config.server.max_request_body;
         if matches!(head.body, BodyLength::Known(bytes) if bytes > bytes_max) {
             return self.fail(&mut request, exchange::BODY_TOO_LARGE, Some(Outcome::Rejected)).await;
@@ -307,6 +316,20 @@ impl Client {
                 self.pass(request, &query, status.as_bytes()).await
             }
         }
+    }
+
+    /// RFC 9110 §7.6.2: Max-Forwards is used up, so the answer is ours.
+    async fn last_hop(&mut self, request: &mut Request) -> io::Result<bool> {
+        self.shard.telemetry.rejected(MAX_FORWARDS);
+        self.done(request, Outcome::Rejected);
+        request.keep = request.keep && request.body.is_done();
+        let mut out = self.shard.take_buffer();
+        self.shard.with_date(self.shard.now(), |date| encode::options_answer(&mut out, date, !request.keep));
+        self.write_out(out).await?;
+        if !request.keep {
+            self.linger().await;
+        }
+        Ok(request.keep)
     }
 
     /// No route's metrics count it, so it is among the rejected.
@@ -342,7 +365,8 @@ impl Client {
                 self.pass(request, head.unwrap_or(&query), b"; fwd=miss").await
             }
             Some(Reply::Fetch { lease, stale, .. }) => {
-                let flight = Rc::new(Flight::default());
+                let fwd = Fwd::of(stale.as_deref(), shard.mono_ms());
+                let flight = Rc::new(Flight { fwd, ..Flight::default() });
                 let task = fetch::run(
                     Rc::clone(&shard),
                     Arc::clone(&query),
@@ -419,8 +443,10 @@ impl Client {
     ) -> io::Result<bool> {
         match stale {
             Some(object) => {
-                let status = format!("; hit; detail={}", failure.label);
-                self.serve_object(request, query, object, Outcome::Stale, status.as_bytes()).await
+                // RFC 9211 §2.1: no hit, since it was forwarded, if in vain.
+                let fwd = Fwd::of(Some(&object), self.shard.mono_ms());
+                let status = fwd.and(&format!("; detail={}", failure.label));
+                self.serve_object(request, query, object, Outcome::Stale, &status).await
             }
             None => self.fail(&mut request, failure, None).await,
         }
@@ -461,7 +487,9 @@ impl Client {
             let mut stage = flight.stage.borrow_mut();
             match &*stage {
                 Stage::Waiting => None,
-                Stage::Storing { head, .. } if !whole => Some(Followed::Streaming(Rc::clone(head))),
+                Stage::Storing { head, .. } | Stage::Done { head: Some(head), .. } if !whole => {
+                    Some(Followed::Streaming(Rc::clone(head)))
+                }
                 Stage::Storing { .. } => None,
                 _ => Some(Followed::Ended(std::mem::replace(&mut *stage, Stage::Taken))),
             }
@@ -477,22 +505,22 @@ impl Client {
         match followed {
             Followed::Interim(_) => unreachable!("written above"),
             Followed::Streaming(head) => pass::stream_flight(self, request, &head, &flight).await,
-            Followed::Ended(stage) => self.ended(request, query, stage).await,
+            Followed::Ended(stage) => self.ended(request, query, stage, flight.fwd).await,
         }
     }
 
-    async fn ended(&mut self, mut request: Request, query: &Query, stage: Stage) -> io::Result<bool> {
+    async fn ended(&mut self, mut request: Request, query: &Query, stage: Stage, fwd: Fwd) -> io::Result<bool> {
         match stage {
-            Stage::Done { object, revalidated: true } => {
-                self.serve_object(request, query, object, Outcome::Revalidated, b"; fwd=stale; fwd-status=304; stored")
-                    .await
+            Stage::Done { object, revalidated: true, .. } => {
+                let status = fwd.and("; fwd-status=304; stored");
+                self.serve_object(request, query, object, Outcome::Revalidated, &status).await
             }
-            Stage::Done { object, revalidated: false } => {
-                self.serve_object(request, query, object, Outcome::Miss, b"; fwd=miss; stored").await
+            Stage::Done { object, revalidated: false, .. } => {
+                self.serve_object(request, query, object, Outcome::Miss, &fwd.and("; stored")).await
             }
             Stage::Handed { exchange, prefix, reason } => {
-                let status = format!("; fwd=miss; detail={reason}");
-                pass::respond(self, request, *exchange, prefix, status.as_bytes()).await
+                let status = fwd.and(&format!("; detail={reason}"));
+                pass::respond(self, request, *exchange, prefix, &status).await
             }
             Stage::Failed { failure, stale } => self.stale_or_error(request, query, failure, stale).await,
             Stage::Cut | Stage::Waiting | Stage::Storing { .. } | Stage::Taken => {
@@ -541,6 +569,7 @@ impl Client {
         match result {
             Ok(exchange) => {
                 self.invalidate(query, &exchange);
+                self.compare(query, &exchange);
                 pass::respond(self, request, exchange, Vec::new(), status).await
             }
             Err(failure) => {
@@ -560,12 +589,35 @@ impl Client {
         let keys =
             crate::cache::invalidate::targets(query.head.method, exchange.head.status, &query.head.host, target, view);
         let now = self.shard.now();
+        let per_credential = |route: &Route| {
+            route.cache.as_ref().is_some_and(|cache| cache.authorization == Authorization::PerCredential)
+        };
+        // RFC 9111 §4.4: everything that is stored for the URI, whoever it is kept for.
+        let with_credentials = self.shard.common.config.routes.iter().any(per_credential);
         for key in keys {
-            let hash = key::hash(&self.shard.common.hasher, &key);
-            self.shard.with_state(|state| state.invalidate(hash, key.into_boxed_slice(), now));
+            if with_credentials {
+                self.shard.with_state(|state| state.invalidate_url(key.into(), now));
+            } else {
+                let hash = key::hash(&self.shard.common.hasher, &key);
+                self.shard.with_state(|state| state.invalidate(hash, key.into_boxed_slice(), now));
+            }
         }
-        if query.per_credential {
-            self.shard.with_state(|state| state.invalidate(query.hash, query.key.clone(), now));
+    }
+
+    /// RFC 9111 §4.3.5: what the origin says to a HEAD may show that what is stored is outdated.
+    fn compare(&self, query: &Query, exchange: &exchange::Exchange) {
+        if query.head.method != Method::Head || exchange.head.status != 200 {
+            return;
+        }
+        // Not when a field that is in no key may have changed what the HEAD is about.
+        let cache = self.shard.common.config.routes[query.route as usize].cache.as_ref();
+        let mode = admit::lookup_mode(&query.head, query.view(), cache);
+        if matches!(mode, LookupMode::Cache | LookupMode::Bypass(BypassReason::NoStore))
+            && let Some(get) = self.as_get(query)
+        {
+            let facts = Box::new(HeadFacts::of(exchange.head.view(&exchange.head_buf)));
+            let now = self.shard.now();
+            self.shard.with_state(|state| state.head_seen(Arc::new(get), facts, now));
         }
     }
 }
@@ -621,6 +673,13 @@ fn send_now(fd: RawFd, mut bytes: Vec<u8>) -> Vec<u8> {
 
 pub const HEADER_TIMEOUT: Failure =
     Failure { status: 408, label: "header_timeout", detail: "the request head did not arrive within header_timeout" };
+pub const LOOP: Failure = Failure {
+    status: 508,
+    label: "loop",
+    detail: "Via or CDN-Loop says that this request has passed through here before",
+};
+/// The reason under which an OPTIONS with `Max-Forwards: 0` is counted.
+pub const MAX_FORWARDS: &str = "max_forwards";
 pub const NO_ROUTE: Failure = Failure { status: 404, label: "no_route", detail: "no route matches this host and path" };
 const WAIT_TIMEOUT: Failure = Failure {
     status: 504,

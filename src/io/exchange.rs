@@ -11,6 +11,7 @@ use crate::http::chunked;
 use crate::http::encode::{self, Forward, Validators};
 use crate::http::framing::BodyLength;
 use crate::http::head::ResponseHead;
+use crate::http::hops;
 use crate::http::parse::{self, Parsed};
 use crate::shard::message::{Failure, Reply};
 use crate::shard::query::Query;
@@ -198,6 +199,7 @@ async fn converse(
             scheme: "http",
             request_id: &id,
             name: &shard.common.config.server.name,
+            cdn_loop: &shard.common.cdn_loop,
             for_cache: plan.for_cache,
             validators: plan.validators,
         },
@@ -304,6 +306,13 @@ fn accept(plan: &Plan<'_>, head: ResponseHead, head_buf: Vec<u8>) -> Result<(Res
     if head.status == 101 && plan.query.head.upgrade.is_none() {
         return Err(Trouble { failure: UNASKED_SWITCH, silent: false });
     }
+    // RFC 9110 §15.2.2: and to what it asked for; other bytes than those of that protocol would follow.
+    if head.status == 101
+        && let Some(asked) = plan.query.head.upgrade
+        && !hops::is_switch_to(asked.of(&plan.query.buf), head.view(&head_buf))
+    {
+        return Err(Trouble { failure: OTHER_SWITCH, silent: false });
+    }
     Ok((head, head_buf))
 }
 
@@ -386,6 +395,11 @@ pub const UNASKED_SWITCH: Failure = Failure {
     status: 502,
     label: "upstream_unasked_switch",
     detail: "the upstream switched protocols without having been asked",
+};
+pub const OTHER_SWITCH: Failure = Failure {
+    status: 502,
+    label: "upstream_other_switch",
+    detail: "the upstream switched to another protocol than the one that was asked for",
 };
 pub const CLIENT_TIMEOUT: Failure =
     Failure { status: 408, label: "request_body_timeout", detail: "the request body did not arrive in time" };

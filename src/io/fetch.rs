@@ -9,7 +9,7 @@ use super::notify::Notify;
 use crate::base::outcome::FetchKind;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
-use crate::cache::freshness::Validity;
+use crate::cache::freshness::{self, Validity};
 use crate::cache::object::{self, Object};
 use crate::cache::vary::{self, Vary};
 use crate::cache::{key, lines, validate};
@@ -31,6 +31,32 @@ pub struct Flight {
     /// Interim responses that the client has not been sent yet.
     pub interim: RefCell<Vec<u8>>,
     pub changed: Notify,
+    /// Why it was forwarded (RFC 9211 §2.2).
+    pub fwd: Fwd,
+}
+
+/// Why a request that was looked up is forwarded, as Cache-Status says it (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fwd(pub &'static str);
+
+impl Fwd {
+    pub const MISS: Self = Self("; fwd=miss");
+
+    /// By what there was to serve.
+    #[must_use]
+    pub fn of(stored: Option<&Object>, now_mono_ms: u64) -> Self {
+        match stored.map(|object| &object.validity) {
+            None => Self::MISS,
+            Some(v) if !v.no_cache && freshness::age_secs(v, now_mono_ms) < v.lifetime_secs => Self("; fwd=request"),
+            Some(_) => Self("; fwd=stale"),
+        }
+    }
+
+    /// With what more there is to say.
+    #[must_use]
+    pub fn and(self, more: &str) -> Vec<u8> {
+        [self.0, more].concat().into_bytes()
+    }
 }
 
 #[derive(Default)]
@@ -39,8 +65,9 @@ pub enum Stage {
     Waiting,
     /// The body is being collected; `body` grows.
     Storing { head: Rc<(ResponseHead, Vec<u8>)>, body: Vec<u8> },
-    /// All of it is here. `revalidated`: by a 304.
-    Done { object: Arc<Object>, revalidated: bool },
+    /// All of it is here. `revalidated`: by a 304. `head`: the one that came, where fields of it are withheld from the store;
+    /// they are for the client that started the fetch.
+    Done { object: Arc<Object>, revalidated: bool, head: Option<Rc<(ResponseHead, Vec<u8>)>> },
     /// Not to be stored: the client takes the rest over. `prefix` is what has been read of the body.
     Handed { exchange: Box<Exchange>, prefix: Vec<u8>, reason: &'static str },
     /// Nothing to serve but perhaps a stale response.
@@ -213,18 +240,18 @@ fn not_modified(
             let mut object = Object { generation, ..object };
             if object.vary != old.vary {
                 // What it varies on now are the values of this request, so this is the one to repeat.
-                object.request = request_as_sent(shard, query);
+                object.request = request_as_sent(query);
             }
             let object = Arc::new(object);
             guard.end(FetchOutcome::Stored(Arc::clone(&object)));
             if let Some(flight) = flight {
-                flight.set(Stage::Done { object, revalidated: true });
+                flight.set(Stage::Done { object, revalidated: true, head: None });
             }
         }
         Err(_) => {
             guard.end(FetchOutcome::NotShareable);
             if let Some(flight) = flight {
-                flight.set(Stage::Done { object: old, revalidated: true });
+                flight.set(Stage::Done { object: old, revalidated: true, head: None });
             }
         }
     }
@@ -313,7 +340,8 @@ async fn collect(
     exchange.head.keep_alive = head.0.keep_alive;
     exchange.finish();
     guard.end(FetchOutcome::Stored(Arc::clone(&object)));
-    flight.set(Stage::Done { object, revalidated: false });
+    let withholds = !ResponseDirectives::of(head.0.view(&head.1)).withheld.is_empty();
+    flight.set(Stage::Done { object, revalidated: false, head: withholds.then_some(head) });
 }
 
 fn append(flight: &Flight, piece: &[u8]) -> usize {
@@ -372,7 +400,7 @@ fn build(
         vary,
         etag: own(FieldId::Etag),
         last_modified: own(FieldId::LastModified),
-        request: request_as_sent(shard, query),
+        request: request_as_sent(query),
         tags: object::tags(view),
         route: query.route,
         fetch_ms,
@@ -381,7 +409,7 @@ fn build(
 }
 
 /// What to send again when the entry is refreshed without a client.
-fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
+fn request_as_sent(query: &Query) -> Box<[u8]> {
     let mut request = Vec::new();
     encode::request(
         &mut request,
@@ -392,7 +420,9 @@ fn request_as_sent(shard: &Shard, query: &Query) -> Box<[u8]> {
             trusted: query.trusted,
             scheme: "http",
             request_id: b"",
-            name: &shard.common.config.server.name,
+            // What is sent again passes through here again: the hop is added then, or each refresh would add one more.
+            name: "",
+            cdn_loop: "",
             for_cache: true,
             validators: Validators::default(),
         },

@@ -248,7 +248,7 @@ pub async fn stream_flight(
 ) -> io::Result<bool> {
     let mut out = client.shard.take_buffer();
     let parsed = (&head.0, head.1.as_slice());
-    let framing = write_head(client, &mut request, parsed, head.0.body, b"; fwd=miss; stored", &mut out).await;
+    let framing = write_head(client, &mut request, parsed, head.0.body, &flight.fwd.and("; stored"), &mut out).await;
     let mut sent = 0;
     loop {
         let step = match next_step(flight, sent) {

@@ -4,6 +4,7 @@ use super::query::Query;
 use crate::base::outcome::FetchKind;
 use crate::cache::freshness::{self, Validity};
 use crate::cache::object::Object;
+use crate::cache::validate::HeadFacts;
 use std::sync::Arc;
 
 /// Names one waiting party on the shard that made it. Never reused while its slab slot is: `generation` tells a late reply
@@ -103,6 +104,10 @@ pub enum Message {
     Drop { hash: u64, key: Box<[u8]> },
     /// To the owner: forget this key; an unsafe request changed it (RFC 9111 §4.4).
     Invalidate { hash: u64, key: Box<[u8]> },
+    /// To everybody: forget this host and target for whatever credentials (RFC 9111 §4.4).
+    InvalidateUrl { url: Arc<[u8]> },
+    /// To the owner: the origin answered a HEAD for this; what is stored may be shown to be outdated (RFC 9111 §4.3.5).
+    HeadSeen { query: Arc<Query>, facts: Box<HeadFacts> },
     /// To the owner: so many hits were served from a replica since last told.
     Hits { hash: u64, key: Box<[u8]>, count: u32 },
     /// To the owner: somebody said that this will be asked for.

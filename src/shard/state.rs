@@ -14,6 +14,7 @@ use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::partition::{Partition, Stored};
+use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -173,6 +174,48 @@ impl State {
         }
     }
 
+    /// The same where keys may hold credentials: each of those has an owner of its own, so all shards look through what they
+    /// have.
+    pub fn invalidate_url(&mut self, url: Arc<[u8]>, now: Now) {
+        for to in (0..self.shards).filter(|shard| *shard != self.me) {
+            self.actions.push(Action::Send { to, message: Message::InvalidateUrl { url: Arc::clone(&url) } });
+        }
+        self.on_invalidate_url(&url, now);
+    }
+
+    fn on_invalidate_url(&mut self, url: &[u8], now: Now) {
+        self.leases.taint(|held| key::url_part(held) == url);
+        self.replicas.retain(|object| key::url_part(&object.key) != url);
+        let mut gone: Vec<(u64, Box<[u8]>)> = Vec::new();
+        for object in self.partition.iter().filter(|object| key::url_part(&object.key) == url) {
+            if gone.last().is_none_or(|(_, key)| *key != object.key) {
+                gone.push((object.hash, object.key.clone()));
+            }
+        }
+        for (hash, key) in gone {
+            self.on_invalidate(hash, &key, now);
+        }
+        self.warm.make_due(|warm| key::url_part(warm) == url, now.mono_ms);
+    }
+
+    /// The origin answered a HEAD for what `query`, a GET, names.
+    pub fn head_seen(&mut self, query: Arc<Query>, facts: Box<HeadFacts>, now: Now) {
+        let owner = owner_of(query.hash, self.shards);
+        if owner == self.me {
+            self.on_head_seen(&query, &facts, now);
+        } else {
+            self.send(owner, Message::HeadSeen { query, facts });
+        }
+    }
+
+    /// RFC 9111 §4.3.5: a stored response that the HEAD contradicts is not to be served any more.
+    fn on_head_seen(&mut self, query: &Query, facts: &HeadFacts, now: Now) {
+        let stored = self.partition.get(query.hash, &query.key, query.view());
+        if stored.is_some_and(|stored| facts.contradict(&stored)) {
+            self.on_invalidate(query.hash, &query.key, now);
+        }
+    }
+
     /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
     pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
         let asker = Asker { shard: self.me, token };
@@ -209,6 +252,8 @@ impl State {
                 self.replicas.remove(hash, &key);
             }
             Message::Invalidate { hash, key } => self.on_invalidate(hash, &key, now),
+            Message::InvalidateUrl { url } => self.on_invalidate_url(&url, now),
+            Message::HeadSeen { query, facts } => self.on_head_seen(&query, &facts, now),
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
             Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {

@@ -19,6 +19,7 @@ fn forwarded(client: &str, change: impl Fn(&mut Forward<'_>)) -> String {
         scheme: "http",
         request_id: b"our-id",
         name: "pl",
+        cdn_loop: "",
         for_cache: false,
         validators: Validators::default(),
     };
@@ -156,6 +157,13 @@ const REQUEST_ROWS: &[RequestRow] = &[
     ("the client's request id", "GET / HTTP/1.1", "X-Request-Id: theirs\r\n", |_| {}, &["X-Request-Id: theirs"]),
     ("a request id with a space", "GET / HTTP/1.1", "X-Request-Id: a b\r\n", |_| {}, &[]),
     ("an empty request id", "GET / HTTP/1.1", "X-Request-Id:\r\n", |_| {}, &[]),
+    (
+        "CDN-Loop grows, RFC 8586 §2; row 55",
+        "GET / HTTP/1.1",
+        "CDN-Loop: a\r\nConnection: CDN-Loop\r\n",
+        |f| f.cdn_loop = "pl; id=1",
+        &["CDN-Loop: a", "CDN-Loop: pl; id=1"],
+    ),
     ("Via grows, RFC 9110 §7.6.3; row 55", "GET / HTTP/1.1", "Via: 1.0 x\r\n", |_| {}, &["Via: 1.0 x"]),
     (
         "Max-Forwards, RFC 9110 §7.6.2; row 54",
