@@ -5,13 +5,12 @@
 
 use bytes::Bytes;
 use pilotlight::cache::freshness::Validity;
-use pilotlight::cache::object::Object;
+use pilotlight::cache::object::{Object, Parts};
 use pilotlight::cache::vary::{self, Vary};
 use pilotlight::config::{Overrides, load};
 use pilotlight::control::link::{Acks, ShardShared};
 use pilotlight::control::recorder::Recorder;
 use pilotlight::http::encode;
-use pilotlight::http::fields::FieldId;
 use pilotlight::http::head::{Method, ResponseHead};
 use pilotlight::http::parse;
 use pilotlight::io::core::{Common, Shard};
@@ -118,22 +117,20 @@ pub fn object(shard: &Shard, query: &Query, body_bytes: usize) -> Object {
         Vary::On(spec) => Some(spec),
         Vary::None | Vary::Star => None,
     };
-    Object {
-        key: query.key.clone(),
+    Object::new(Parts {
+        key: &query.key,
         hash: query.hash,
         status: 200,
-        head: stored.into(),
+        head: &stored,
         body: Bytes::from(vec![b'x'; body_bytes]),
         validity: Validity { received_mono_ms: STORED_MONO_MS, lifetime_secs: 3600, ..Validity::default() },
         vary,
-        etag: view.first(FieldId::Etag).map(Into::into),
-        last_modified: None,
-        request: query.buf.clone(),
-        tags: Vec::new(),
+        request: &query.buf,
+        tags: &[],
         route: query.route,
         fetch_ms: 5,
         generation: shard.state.borrow_mut().next_generation(),
-    }
+    })
 }
 
 pub fn query(shard: &Shard, request: &str) -> Query {

@@ -105,7 +105,7 @@
 //! | miss | a query is allocated and put to the owner; lease, slot, connection; streamed and collected | [`io::fetch`], [`io::exchange`] |
 //! | pass | slot, connection, both bodies streamed in pieces with back-pressure, never collected | [`io::pass`] |
 //! | tunnel | after a 101 bytes both ways, with a deadline on silence | [`io::tunnel`] |
-//! | idle | an entry in the deadlines and 2 KiB of buffer | [`io::downstream`] |
+//! | idle | a task of 880 bytes, an entry in the deadlines and 1.25 KiB of buffer | [`io::downstream`] |
 //!
 //! A hit allocates nothing, takes no lock and does no atomic read-modify-write: objects are behind an `Rc` of the shard (around the
 //! `Arc` they travel in), counters have one writer, buffers come from a pool of the shard.

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::fault::Fault;
 use super::start_line::check_method;
-use crate::base::limits::{FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::base::limits::{
+    FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
+};
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX && FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 
@@ -14,6 +16,7 @@ pub(super) struct Rules {
     first_line_bytes_max: usize,
     first_line_fault: Fault,
     field_line_bytes_max: usize,
+    fields_max: usize,
     /// Judges the part of the first line that has arrived.
     begun: fn(&[u8]) -> Result<(), Fault>,
 }
@@ -22,6 +25,7 @@ pub(super) const REQUEST: Rules = Rules {
     first_line_bytes_max: REQUEST_LINE_BYTES_MAX,
     first_line_fault: Fault::RequestLineTooLong,
     field_line_bytes_max: FIELD_LINE_BYTES_MAX,
+    fields_max: REQUEST_FIELDS_MAX,
     begun: |line| check_method(line.split(|&b| b == b' ').next().unwrap_or(line), line.is_empty()),
 };
 
@@ -30,6 +34,7 @@ pub(super) const RESPONSE: Rules = Rules {
     first_line_bytes_max: usize::MAX,
     first_line_fault: Fault::HeadTooLong,
     field_line_bytes_max: usize::MAX,
+    fields_max: FIELDS_MAX,
     begun: |line| if line.iter().zip(b"HTTP/1.").all(|(a, b)| a == b) { Ok(()) } else { Err(Fault::BadStatusLine) },
 };
 
@@ -42,7 +47,10 @@ pub(super) fn first_line<'b, L>(
     rules: &Rules,
     split: impl FnOnce(&'b [u8]) -> Result<L, Fault>,
 ) -> Result<Option<(L, usize)>, Fault> {
-    match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
+    let line = line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)
+        // What had come before the fault was refused already, if it came by itself.
+        .or_else(|fault| (rules.begun)(until_line_end(&buf[start..])).and(Err(fault)));
+    match line? {
         Line::Whole(end) => Ok(Some((split(&buf[start..end])?, end + 2))),
         Line::Begun(end) => (rules.begun)(&buf[start..end]).map(|()| None),
     }
@@ -62,7 +70,7 @@ pub(super) fn field_lines(buf: &[u8], from: usize, rules: &Rules) -> Result<Opti
             None | Some(b'\r') => {}
             // RFC 9112 §5.2, §2.2: no folded field, no white space before the first field.
             Some(b' ' | b'\t') => return Err(Fault::LeadingWhiteSpace),
-            Some(_) if count == FIELDS_MAX => return Err(Fault::TooManyFields),
+            Some(_) if count == rules.fields_max => return Err(Fault::TooManyFields),
             Some(_) => {}
         }
         match line_at(buf, at, rules.field_line_bytes_max, Fault::FieldLineTooLong)? {
@@ -72,6 +80,10 @@ pub(super) fn field_lines(buf: &[u8], from: usize, rules: &Rules) -> Result<Opti
         }
     }
     Ok(None)
+}
+
+fn until_line_end(buf: &[u8]) -> &[u8] {
+    &buf[..memchr::memchr2(b'\r', b'\n', buf).unwrap_or(buf.len())]
 }
 
 /// The line that starts at `at` ends, or has come so far, at this position; its CRLF does not count.

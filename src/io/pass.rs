@@ -317,7 +317,7 @@ fn next_step(flight: &Flight, sent: usize) -> Option<Step> {
         Stage::Waiting => None,
         Stage::Storing { body, .. } if body.len() > sent => Some(piece(body)),
         Stage::Storing { .. } => None,
-        Stage::Done { object, .. } if object.body.len() > sent => Some(piece(&object.body)),
+        Stage::Done { object, .. } if object.body().len() > sent => Some(piece(object.body())),
         Stage::Done { .. } => Some(Step::Finished),
         Stage::Handed { .. } => match std::mem::replace(&mut *stage, Stage::Taken) {
             Stage::Handed { exchange, prefix, .. } => Some(Step::Handed(exchange, prefix)),
