@@ -96,6 +96,23 @@ def test_a_hanging_application_still_shows_what_it_last_said(origin):
         gate.set()
 
 
+def test_it_needs_no_slot(origin):
+    gate = threading.Event()
+    try:
+        with shielded(origin, numbered) as gateway:
+            filled(gateway)
+            origin.on("/stuck", Reply("x", gate=gate))
+            clients = [gateway.connect() for _ in range(8)]
+            for number, client in enumerate(clients):
+                client.send(client.request_bytes("GET", f"/stuck/{number}"))
+            wait_until(lambda: gateway.metrics().sum("pilotlight_upstream_queue") == 6, 5, "both slots to be taken")
+            first = gateway.get("/metrics").body
+            wait_until(lambda: gateway.get("/metrics").body != first, 3, "another answer")
+            [client.close() for client in clients]
+    finally:
+        gate.set()
+
+
 def test_an_answer_that_never_came_is_a_clear_error(origin):
     gate = threading.Event()
     try:
