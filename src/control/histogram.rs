@@ -88,6 +88,23 @@ static CELL: [Cell; CELLS] = cells();
 /// The upper bound of each bucket in nanoseconds, included; the last is `u64::MAX`.
 static UPPER_NS: [u64; BUCKETS] = uppers();
 
+/// For each of [`LE`], how many buckets lie below or at it.
+static LE_BUCKETS: [usize; LE.len()] = le_buckets();
+
+const fn le_buckets() -> [usize; LE.len()] {
+    let uppers = uppers();
+    let mut below = [0; LE.len()];
+    let (mut le, mut bucket) = (0, 0);
+    while le < LE.len() {
+        if uppers[bucket] == LE[le].ns {
+            below[le] = bucket + 1;
+            le += 1;
+        }
+        bucket += 1;
+    }
+    below
+}
+
 /// Upper bound of a cell in nanoseconds, included.
 const fn cell_upper_ns(cell: usize) -> u64 {
     if cell == 0 {
@@ -215,17 +232,12 @@ impl Snapshot {
     /// The cumulative counts at the bounds of [`LE`], in their order.
     #[must_use]
     pub fn cumulative(&self) -> [u64; LE.len()] {
-        let mut counts = [0; LE.len()];
-        let (mut le, mut total) = (0, 0);
-        for (count, upper_ns) in self.buckets.iter().zip(&UPPER_NS) {
-            total += count;
-            if le < LE.len() && *upper_ns == LE[le].ns {
-                counts[le] = total;
-                le += 1;
-            }
-        }
-        debug_assert_eq!(le, LE.len());
-        counts
+        let (mut from, mut total) = (0, 0);
+        LE_BUCKETS.map(|to| {
+            total += self.buckets[from..to].iter().sum::<u64>();
+            from = to;
+            total
+        })
     }
 
     /// An estimate of the `q`-quantile (0.0 to 1.0), at most an eighth too high or too low; `None` when nothing was recorded.
