@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import time
+import urllib.parse
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from harness import Gateway, get, http, parse_metrics, wait_until
+from harness import Gateway, free_port, get, http, wait_port, wait_until
 from slow_origin import Reply
 
 PROMETHEUS = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -168,3 +169,36 @@ def test_a_stalled_shard_is_shown_and_hides_nothing(origin):
 
 def test_debug_hooks_are_off_unless_asked_for(gateway):
     assert http(gateway.admin, "POST", "/debug/stall?shard=1&ms=1", (), b"").status == 404
+
+
+def test_prometheus_itself_scrapes_it(gateway, tmp_path):
+    program = shutil.which("prometheus")
+    assert program, "Debian's prometheus package"
+    port = free_port()
+    (tmp_path / "prometheus.yml").write_text(
+        f"scrape_configs:\n- job_name: gateway\n  scrape_interval: 500ms\n  static_configs:\n  - targets: ['127.0.0.1:{gateway.admin}']\n"
+    )
+    command = [program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}"]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+
+        def value(query):
+            answer = get(port, "/api/v1/query?query=" + urllib.parse.quote(query)).json()
+            return [float(result["value"][1]) for result in answer["data"]["result"]]
+
+        wait_port(port, 20, process=process)
+        for _ in range(7):
+            gateway.get("/cached/a")
+        # The first was a miss.
+        hits = 'sum(pilotlight_requests_total{route="/cached/",outcome="hit"})'
+        wait_until(lambda: value(hits) == [6.0], 15, "the hits in Prometheus")
+        assert value("up") == [1.0]
+        quantile = value('histogram_quantile(0.999, sum by (le) (pilotlight_request_duration_seconds_bucket{outcome="hit"}))')
+        assert 0 < quantile[0] < 1
+        metadata = get(port, "/api/v1/metadata").json()["data"]
+        # In the older format the family would be called pilotlight_requests_total.
+        assert metadata["pilotlight_requests"][0]["type"] == "counter", sorted(metadata)[:40]
+    finally:
+        process.terminate()
+        process.wait(20)
