@@ -228,6 +228,21 @@ impl Partition {
         self.nodes.iter().flat_map(|(_, node)| &node.variants)
     }
 
+    /// Tells of the keys in so many places from `from` on: their responses, newest first, and how often the key was served lately. Returns
+    /// where to go on; `None` at the end. What moves between two calls may be told twice or not at all.
+    pub fn visit(
+        &self,
+        from: usize,
+        places: usize,
+        mut tell: impl FnMut(&mut dyn Iterator<Item = &Stored>, u8),
+    ) -> Option<usize> {
+        let end = from.saturating_add(places);
+        for node in (from..end.min(self.nodes.capacity())).filter_map(|at| self.nodes.get(at)) {
+            tell(&mut node.variants.iter(), u8::try_from(node.hits).unwrap_or(u8::MAX));
+        }
+        (end < self.nodes.capacity()).then_some(end)
+    }
+
     /// Stored responses.
     #[must_use]
     pub fn len(&self) -> usize {

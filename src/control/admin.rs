@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::dispatch::{self, DispatchError};
 use super::link::Selector;
 use super::listener::Listener;
+use super::snapshot::SaveError;
 use super::{State, scrape, status, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
@@ -87,7 +88,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
         "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
-        "/purge" | "/warm" | "/drain" => "POST",
+        "/purge" | "/warm" | "/snapshot" | "/drain" => "POST",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
     if !allowed.split(", ").any(|method| method == request.method()) {
@@ -119,6 +120,7 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
     match path {
         "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
         "/warm" => warm(state, request).await,
+        "/snapshot" => save(state).await,
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
@@ -207,10 +209,25 @@ async fn read_body(body: Incoming) -> Result<Bytes, Reply> {
     }
 }
 
+async fn save(state: &State) -> Reply {
+    match dispatch::save(state, false).await {
+        Ok(saved) => reply_json(
+            StatusCode::OK,
+            &json!({ "entries": saved.entries, "bytes": saved.bytes, "duration_ms": saved.duration.as_millis() as u64 }),
+        ),
+        Err(why @ SaveError::Off) => error(StatusCode::CONFLICT, "snapshot_off", &why.to_string()),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "snapshot_failed", &why.to_string()),
+    }
+}
+
 fn undone(why: &DispatchError) -> Reply {
     match why {
         DispatchError::Busy => {
             error(StatusCode::SERVICE_UNAVAILABLE, "busy", "earlier commands are still waiting for the shards")
+        }
+        DispatchError::Unrecorded(why) => {
+            let detail = format!("dropped, but after a restart it may be there again: {why}");
+            error(StatusCode::INTERNAL_SERVER_ERROR, "purge_not_recorded", &detail)
         }
         DispatchError::Unanswered(shards) => {
             let detail = format!("shards {shards:?} did not answer within 5 s");

@@ -3,8 +3,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use crate::cache::object::Object;
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -55,6 +57,8 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// Hand over the entries to be saved, bit by bit so that nobody waits, as one `Export` with this id.
+    Export { id: u64 },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
@@ -68,6 +72,29 @@ pub enum Selector {
     Prefix(Vec<u8>),
     /// Entries whose response carried this tag.
     Tag(Vec<u8>),
+}
+
+/// The entries of one shard, on their way to the snapshot. Only a shard that ends has them kept for it: else saving would keep in memory
+/// what the cache has let go.
+#[derive(Debug, Default)]
+pub struct Export {
+    /// `LAST_EXPORT`, or that of the command.
+    pub id: u64,
+    pub shard: usize,
+    pub entries: Vec<Exported>,
+    pub kept: Vec<Arc<Object>>,
+}
+
+/// The id of what a shard hands over when it has drained.
+pub const LAST_EXPORT: u64 = 0;
+
+#[derive(Debug, Clone)]
+pub struct Exported {
+    pub object: Weak<Object>,
+    /// How often it was asked for lately.
+    pub hits: u8,
+    /// As `cache::snapshot::worth` has it.
+    pub worth: f32,
 }
 
 /// How control reaches the shards; implemented where the rings and doorbells are.

@@ -3,6 +3,7 @@
 use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
+use super::export;
 use super::fetch;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
@@ -12,7 +13,7 @@ use super::spin::Spin;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::Config;
-use crate::control::link::{self, Acks, Command, ShardShared};
+use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
@@ -25,6 +26,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// What all shards share, none of it ever written after the start but the atomics.
@@ -40,6 +42,8 @@ pub struct Common {
     pub servers: Vec<Vec<super::pool::Server>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
+    /// Where shards hand over their entries to be saved; `None`: nothing is saved.
+    pub exports: Option<SyncSender<Export>>,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
     pub clients: Box<[AtomicUsize]>,
 }
@@ -268,6 +272,9 @@ impl Shard {
                     self.warm_once(host, target, now);
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
+            }
+            Command::Export { id } => {
+                monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
             }
             Command::Drain => self.start_drain(),
         }

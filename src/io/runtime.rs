@@ -3,6 +3,7 @@
 use super::clock;
 use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
+use super::export;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
 use super::spin;
@@ -122,6 +123,7 @@ async fn drive(start: Start) -> io::Result<()> {
     shard.publish(now);
     shard.common.shared[id].ready.store(true, Ordering::Release);
     tick(&shard).await;
+    export::last(&shard);
     Ok(())
 }
 
