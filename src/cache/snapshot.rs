@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use super::freshness::{self, Validity};
 use super::key;
-use super::object::Object;
+use super::object::{Object, Parts};
 use super::vary::VarySpec;
 use crate::base::time::Now;
 
@@ -221,15 +221,15 @@ pub fn write_entry(out: &mut Vec<u8>, seed: u32, object: &Object, hits: u8, now:
         for number in times.into_iter().chain([object.fetch_ms]) {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        put(out, &object.key);
-        put(out, &object.head);
-        put(out, &object.request);
-        // No field value has a line end in it.
-        put(out, &object.tags.join(&b'\n'));
+        put(out, object.key());
+        put(out, object.head());
+        put(out, object.request());
+        put_len(out, object.tags().count());
+        object.tags().for_each(|tag| put(out, tag));
         if let Some(vary) = &object.vary {
             vary.write(out);
         }
-        out.extend_from_slice(&object.body);
+        out.extend_from_slice(object.body());
     })
 }
 
@@ -251,7 +251,7 @@ pub fn read_entry(payload: &[u8]) -> Option<Entry<'_>> {
     };
     let fetch_ms = reader.u32()?;
     let (key, head, request) = (reader.bytes()?, reader.bytes()?, reader.bytes()?);
-    let tags = reader.bytes()?.split(|byte| *byte == b'\n').filter(|tag| !tag.is_empty()).map(Into::into).collect();
+    let tags = (0..reader.u32()?).map(|_| reader.bytes().map(Into::into)).collect::<Option<_>>()?;
     let vary = if flags & VARIES != 0 { Some(VarySpec::read(&mut reader)?) } else { None };
     Some(Entry { key, tags, hits, status, head, body: reader.0, request, vary, received_unix_ms, validity, fetch_ms })
 }
@@ -273,26 +273,24 @@ impl Entry<'_> {
     #[must_use]
     pub fn into_object(self, header: &Header, now: Now, hash: u64, route: u16, generation: u64) -> Option<Object> {
         let validity = aged(self.validity, self.received_unix_ms, header.saved_unix_ms, now);
-        let object = Object {
-            key: self.key.into(),
+        let object = Object::new(Parts {
+            key: self.key,
             hash,
             status: self.status,
-            head: self.head.into(),
+            head: self.head,
             body: Bytes::copy_from_slice(self.body),
             validity,
             vary: self.vary,
-            etag: super::lines::first(self.head, b"etag").map(Into::into),
-            last_modified: super::lines::first(self.head, b"last-modified").map(Into::into),
-            request: self.request.into(),
-            tags: self.tags,
+            request: self.request,
+            tags: &self.tags,
             route,
             fetch_ms: self.fetch_ms,
             generation,
-        };
+        });
         let over_secs = validity.swr_secs.max(validity.sie_secs).max(freshness::DISCONNECTED_SECS_MAX);
         let is_servable =
             freshness::age_secs(&validity, now.mono_ms) < validity.lifetime_secs.saturating_add(over_secs);
-        (is_servable || object.etag.is_some() || object.last_modified.is_some()).then_some(object)
+        (is_servable || object.etag().is_some() || object.last_modified().is_some()).then_some(object)
     }
 }
 

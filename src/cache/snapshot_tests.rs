@@ -65,7 +65,10 @@ fn what_is_written_is_read() {
     // An object saved at once is received now.
     let expected: Vec<Object> = objects()
         .into_iter()
-        .map(|object| Object { validity: Validity { received_mono_ms: NOW.mono_ms, ..object.validity }, ..object })
+        .map(|mut object| {
+            object.validity.received_mono_ms = NOW.mono_ms;
+            object
+        })
         .collect();
     let mut out = Vec::new();
     HEADER.write(Kind::Entries, &mut out);
@@ -144,8 +147,21 @@ fn a_record_in_a_body_is_none() {
     for seed in [0, 1, u32::MAX] {
         assert!(write_entry(&mut forged, seed, &payload, 0, NOW));
     }
-    let mut carrier = object("h/carrier", "", 200, "", "");
-    carrier.body = forged.into();
+    let bare = object("h/carrier", "", 200, "", "");
+    let carrier = Object::new(Parts {
+        key: bare.key(),
+        hash: 0,
+        status: 200,
+        head: bare.head(),
+        body: forged.into(),
+        validity: bare.validity,
+        vary: None,
+        request: bare.request(),
+        tags: &[],
+        route: 0,
+        fetch_ms: 0,
+        generation: 0,
+    });
     let mut file = Vec::new();
     HEADER.write(Kind::Entries, &mut file);
     assert!(write_entry(&mut file, HEADER.seed, &carrier, 0, NOW));
@@ -168,7 +184,8 @@ fn ages_go_on_by_the_wall_clock() {
     let validity = Validity { received_mono_ms: NOW.mono_ms - 20_000, initial_age_secs: 5, ..Validity::default() };
     let validity = Validity { lifetime_secs: 60, swr_secs: 1000, sie_secs: 1000, ..validity };
     let mut out = Vec::new();
-    let stored = Object { validity, ..object("h/", "", 200, "ETag: e\r\n", "") };
+    let mut stored = object("h/", "", 200, "ETag: e\r\n", "");
+    stored.validity = validity;
     assert!(write_entry(&mut out, HEADER.seed, &stored, 0, NOW));
     let Step::Record { payload, .. } = step(&out, HEADER.seed, true) else { panic!("no record") };
     let later = |mono_ms, secs: i64| Now { mono_ms, unix_ms: NOW.unix_ms.saturating_add_signed(1000 * secs) };

@@ -3,6 +3,7 @@
 
 use super::snapshot::{self, Reader};
 use crate::base::limits::VARY_FIELDS_MAX;
+use crate::base::size_class::allocated_bytes;
 use crate::http::fields::FieldId;
 use crate::http::head::FieldsView;
 
@@ -159,11 +160,17 @@ impl VarySpec {
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         let text = |v: &Value| match v {
-            Value::Text(text) => text.len(),
-            Value::Languages(set) => set.iter().map(|(range, _)| range.len() + size_of::<Language>()).sum(),
+            Value::Text(text) => allocated_bytes(text.len()),
+            Value::Languages(set) => {
+                allocated_bytes(set.len() * size_of::<(Box<[u8]>, Language)>())
+                    + set.iter().map(|(range, _)| allocated_bytes(range.len())).sum::<usize>()
+            }
             Value::Absent | Value::Codings(_) => 0,
         };
-        self.fields.iter().map(|(name, value)| size_of::<(Box<[u8]>, Value)>() + name.len() + text(value)).sum()
+        let each = |(name, value): &(Box<[u8]>, Value)| allocated_bytes(name.len()) + text(value);
+        allocated_bytes(self.fields.len() * size_of::<(Box<[u8]>, Value)>())
+            + self.fields.iter().map(each).sum::<usize>()
+            + self.language.as_ref().map_or(0, |language| allocated_bytes(language.len()))
     }
 }
 

@@ -44,7 +44,7 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
-            Command::Warm { .. } | Command::Export { .. } => {}
+            Command::Warm { .. } | Command::Servers { .. } | Command::Export { .. } => {}
         }
         true
     }
@@ -76,6 +76,7 @@ fn config() -> Config {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_millis(300),
+            half_close_timeout: Duration::from_secs(1),
             max_connections: 1000,
             max_request_body: u64::MAX,
             trusted_proxies: Vec::new(),
@@ -124,6 +125,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         recorder,
         config: Arc::new(config()),
         snapshot: None,
+        endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         signals,
     };

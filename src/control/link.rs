@@ -1,6 +1,7 @@
 //! What the control thread and the shards share: numbers that one shard writes and control reads, commands, and their acknowledgement.
 //! Nothing here locks, and a shard never waits for control.
 
+use crate::config::Endpoint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,6 +60,8 @@ pub enum Command {
     Warm { id: u64, urls: Vec<(String, String)> },
     /// Hand over the entries to be saved, bit by bit so that nobody waits, as one `Export` with this id.
     Export { id: u64 },
+    /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
+    Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::fault::Fault;
 use super::start_line::{RequestLine, StatusLine, check_method};
-use crate::base::limits::{FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::base::limits::{
+    FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
+};
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX && FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 
@@ -14,6 +16,7 @@ pub(super) struct Rules {
     first_line_bytes_max: usize,
     first_line_fault: Fault,
     field_line_bytes_max: usize,
+    fields_max: usize,
     /// Judges the part of the first line that has arrived.
     begun: fn(&[u8]) -> Result<(), Fault>,
     /// Judges the whole first line, so that HTTP/0.9 does not wait for an empty line that never comes.
@@ -24,6 +27,7 @@ pub(super) const REQUEST: Rules = Rules {
     first_line_bytes_max: REQUEST_LINE_BYTES_MAX,
     first_line_fault: Fault::RequestLineTooLong,
     field_line_bytes_max: FIELD_LINE_BYTES_MAX,
+    fields_max: REQUEST_FIELDS_MAX,
     begun: |line| check_method(line.split(|&b| b == b' ').next().unwrap_or(line), line.is_empty()),
     whole: |line| RequestLine::split(line).map(|_| ()),
 };
@@ -33,6 +37,7 @@ pub(super) const RESPONSE: Rules = Rules {
     first_line_bytes_max: usize::MAX,
     first_line_fault: Fault::HeadTooLong,
     field_line_bytes_max: usize::MAX,
+    fields_max: FIELDS_MAX,
     begun: |line| if line.iter().zip(b"HTTP/1.").all(|(a, b)| a == b) { Ok(()) } else { Err(Fault::BadStatusLine) },
     whole: |line| StatusLine::split(line).map(|_| ()),
 };
@@ -46,7 +51,10 @@ pub(super) struct Lines {
 }
 
 pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lines>, Fault> {
-    let first = match line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)? {
+    let line = line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)
+        // What had come before the fault was refused already, if it came by itself.
+        .or_else(|fault| (rules.begun)(until_line_end(&buf[start..])).and(Err(fault)));
+    let first = match line? {
         Line::Whole(end) => start..end,
         Line::Begun(end) => return (rules.begun)(&buf[start..end]).map(|()| None),
     };
@@ -57,7 +65,7 @@ pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lin
             None | Some(b'\r') => {}
             // RFC 9112 §5.2, §2.2: no folded field, no white space before the first field.
             Some(b' ' | b'\t') => return Err(Fault::LeadingWhiteSpace),
-            Some(_) if fields == FIELDS_MAX => return Err(Fault::TooManyFields),
+            Some(_) if fields == rules.fields_max => return Err(Fault::TooManyFields),
             Some(_) => {}
         }
         match line_at(buf, at, rules.field_line_bytes_max, Fault::FieldLineTooLong)? {
@@ -67,6 +75,10 @@ pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lin
         }
     }
     Ok(None)
+}
+
+fn until_line_end(buf: &[u8]) -> &[u8] {
+    &buf[..memchr::memchr2(b'\r', b'\n', buf).unwrap_or(buf.len())]
 }
 
 /// The line that starts at `at` ends, or has come so far, at this position; its CRLF does not count.

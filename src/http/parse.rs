@@ -124,23 +124,34 @@ fn fault_of(error: httparse::Error) -> Fault {
 
 fn keep(buf: &[u8], header: &httparse::Header<'_>, side: Side, fields: &mut Vec<Field>) -> Result<(), Fault> {
     let name = header.name.as_bytes();
-    if memchr::memchr(b'_', name).is_some() {
+    let id = FieldId::of(name);
+    if id == FieldId::Other {
         if is_framing_lookalike(name) {
             return Err(Fault::FramingLookalike);
         }
         // RFC 9110 §17.10: CGI and WSGI give X_Real_IP and X-Real-IP the same key. Responses go to no such reader.
-        if side == Side::Request {
+        if side == Side::Request && memchr::memchr(b'_', name).is_some() {
             return Ok(());
         }
     }
-    fields.push(Field { id: FieldId::of(name), name: span_of(buf, name), value: span_of(buf, header.value) });
+    fields.push(Field { id, name: span_of(buf, name), value: span_of(buf, header.value) });
     Ok(())
 }
 
+/// Whether a lenient reader, that drops or maps bytes which are neither letters nor digits, could take `name` for a framing field:
+/// `Content_Length`, `Transfer.Encoding`, `Content-Length~`.
 fn is_framing_lookalike(name: &[u8]) -> bool {
-    [&b"content-length"[..], b"transfer-encoding"].iter().any(|framing| {
-        name.len() == framing.len()
-            && name.iter().zip(*framing).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+    let Some(start) = name.iter().position(u8::is_ascii_alphanumeric) else { return false };
+    let name = &name[start..];
+    [(&b"content"[..], &b"length"[..]), (b"transfer", b"encoding")].iter().any(|&(first, second)| {
+        let word = |at: usize, word: &[u8]| name.get(at..at + word.len()).is_some_and(|w| w.eq_ignore_ascii_case(word));
+        if !word(0, first) || name.len() < first.len() + 1 + second.len() {
+            return false;
+        }
+        // One byte of any kind for the hyphen, and more that would be dropped.
+        let gap = &name[first.len() + 1..];
+        let at = gap.iter().position(u8::is_ascii_alphanumeric).unwrap_or(gap.len()) + first.len() + 1;
+        word(at, second) && !name[at + second.len()..].iter().any(u8::is_ascii_alphanumeric)
     })
 }
 

@@ -33,13 +33,15 @@ pub struct Source {
     pub shard: Rc<Shard>,
     pub read: ReadHalf,
     pub deadline: DeadlineKey,
+    /// No read waits longer than until then, whatever it asks for.
+    pub until_mono_ms: u64,
     buf: Vec<u8>,
     start: usize,
 }
 
 impl Source {
     pub fn new(shard: Rc<Shard>, read: ReadHalf, deadline: DeadlineKey) -> Self {
-        Self { shard, read, deadline, buf: Vec::new(), start: 0 }
+        Self { shard, read, deadline, until_mono_ms: u64::MAX, buf: Vec::new(), start: 0 }
     }
 
     /// What is there to be used.
@@ -94,7 +96,7 @@ impl Source {
         let from = out.len();
         let to = out.capacity().min(from.saturating_add(most));
         debug_assert!(to > from, "a read needs room");
-        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
+        self.shard.deadlines.arm(self.deadline, by_mono_ms.min(self.until_mono_ms), expiry);
         let (result, slice) = self.read.read(out.slice_mut(from..to)).await;
         self.shard.deadlines.disarm(self.deadline);
         (result, slice.into_inner())

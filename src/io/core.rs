@@ -5,16 +5,18 @@ use super::deadlines::Deadlines;
 use super::downstream;
 use super::export;
 use super::fetch;
+use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
-use super::pool::Pool;
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
+use super::upstream::Upstream;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{Addr, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
+use crate::http::head::RequestHead;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
 use crate::shard::query::Query;
@@ -38,8 +40,8 @@ pub struct Common {
     pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
-    /// Resolved addresses of each upstream's servers.
-    pub servers: Vec<Vec<super::pool::Server>>,
+    /// The addresses of each upstream's servers at the start; later ones come as commands.
+    pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
     /// Where shards hand over their entries to be saved; `None`: nothing is saved.
@@ -52,9 +54,12 @@ impl Common {
     /// How long the holder of a lease on this route may take: the sum of all that it may wait for, and some seconds for the body.
     pub fn lease_ms(&self, route: u16) -> u64 {
         let upstream = &self.config.upstreams[self.config.routes[route as usize].upstream];
-        let waits =
-            [upstream.queue_timeout, upstream.connect_timeout, upstream.first_byte_timeout, upstream.read_timeout];
-        waits.iter().map(|wait| wait.as_millis() as u64).sum()
+        let single = matches!(upstream.servers[..], [Addr::Tcp(_) | Addr::Unix(_)]);
+        let attempts = if single { 1 } else { upstream.retries.saturating_add(1) };
+        let attempt = upstream.connect_timeout + upstream.first_byte_timeout;
+        let exchange = attempt.saturating_mul(attempts).saturating_add(upstream.read_timeout);
+        let exchange = upstream.total_timeout.map_or(exchange, |total| exchange.min(total + LEASE_SLACK));
+        (upstream.queue_timeout.saturating_add(exchange)).as_millis() as u64
     }
 }
 
@@ -66,8 +71,9 @@ pub struct Shard {
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
+    pub leaving: Leaving,
     pub spin: Spin,
-    pub pools: Vec<Pool>,
+    pub upstreams: Vec<Upstream>,
     pub telemetry: Telemetry,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
@@ -79,13 +85,17 @@ pub struct Shard {
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    heads: RefCell<Vec<RequestHead>>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
     counted: Cell<Counts>,
 }
 
+/// A deadline that ends an exchange is noticed a little late.
+const LEASE_SLACK: Duration = Duration::from_secs(1);
 const BUFFERS_MAX: usize = 64;
+const HEADS_MAX: usize = 64;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
@@ -94,7 +104,12 @@ impl Shard {
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
-        let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
+        let servers: Vec<Vec<String>> =
+            common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
+        let telemetry = telemetry.with_servers(&upstreams, &servers);
+        let now_mono_ms = clock::mono_ns() / 1_000_000;
+        let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
+        let upstreams = upstreams.map(|(config, own)| Upstream::new(config, own.clone(), now_mono_ms)).collect();
         let shard = Self {
             id,
             count,
@@ -102,8 +117,9 @@ impl Shard {
             outbox: RefCell::new(outbox),
             replies: Replies::default(),
             deadlines: Deadlines::default(),
+            leaving: Leaving::default(),
             spin: Spin::new(common.config.server.busy_poll),
-            pools,
+            upstreams,
             telemetry,
             draining: Cell::new(false),
             connections: Cell::new(0),
@@ -113,6 +129,7 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
+            heads: RefCell::new(Vec::new()),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
@@ -152,10 +169,15 @@ impl Shard {
 
     /// A request id that no other request of this process has: 16 hexadecimal digits.
     pub fn request_id(&self) -> [u8; 16] {
+        let mixed = self.random();
+        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+    }
+
+    /// A number that nobody outside can foretell.
+    pub fn random(&self) -> u64 {
         let id = self.request_ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.request_ids.set(id);
-        let mixed = self.common.hasher.hash_one(id);
-        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+        self.common.hasher.hash_one(id)
     }
 
     /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
@@ -168,6 +190,18 @@ impl Shard {
         if buffers.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
             buffer.clear();
             buffers.push(buffer);
+        }
+    }
+
+    /// A head to parse into; give it back with `put_head`, so that idle connections hold none.
+    pub fn take_head(&self) -> RequestHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn put_head(&self, head: RequestHead) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < HEADS_MAX && head.fields.capacity() > 0 {
+            heads.push(head);
         }
     }
 
@@ -275,6 +309,11 @@ impl Shard {
             }
             Command::Export { id } => {
                 monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
+            }
+            Command::Servers { upstream, endpoints } => {
+                let at = upstream as usize;
+                let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
+                self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
             Command::Drain => self.start_drain(),
         }

@@ -24,7 +24,7 @@ use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
 use crate::http::hops;
 use crate::http::parse::{self, ParseError, Parsed};
-use crate::shard::message::{ABANDONED, Failure, FetchOutcome, Reply};
+use crate::shard::message::{ABANDONED, BREAKER_OPEN, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
 use std::io;
@@ -35,8 +35,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Room for the next request's first bytes: what an idle connection keeps.
-const READ_BYTES: usize = 2048;
+/// Room for the next request's first bytes: what an idle connection keeps, and most heads fit in.
+const READ_BYTES: usize = 1280;
 /// Responses are written when so much has gathered, even if more requests are there.
 const WRITE_BYTES: usize = 64 * 1024;
 /// After an error, so long and so much is read and thrown away, so that the client gets to see the answer (RFC 9112 §9.6).
@@ -81,10 +81,14 @@ enum Next {
     Close,
 }
 
-/// Serves a connection until it ends.
-pub async fn run(mut client: Client) {
-    // An error means that the client is gone; there is nobody to tell.
-    let _ = client.serve().await;
+/// Serves a connection until it ends. Not an async function, which would have room for the client twice: as an argument, and as a
+/// variable.
+#[expect(clippy::manual_async_fn, reason = "an idle connection pays for it")]
+pub fn run(mut client: Client) -> impl Future<Output = ()> {
+    async move {
+        // An error means that the client is gone; there is nobody to tell.
+        let _ = client.serve().await;
+    }
 }
 
 impl Client {
@@ -113,7 +117,11 @@ impl Client {
         let mut head_by_mono_ms = None;
         loop {
             let mut out = shard.take_buffer();
+            self.head = shard.take_head();
             let next = self.answer_buffered(&mut out, start_ns);
+            if !matches!(next, Next::Slow) {
+                shard.put_head(std::mem::take(&mut self.head));
+            }
             if out.is_empty() {
                 shard.put_buffer(out);
             } else {
@@ -148,7 +156,7 @@ impl Client {
                 Next::Reject(error) => {
                     shard.telemetry.rejected(error.label());
                     let failure = Failure { status: error.status(), label: error.label(), detail: error.detail() };
-                    return self.refuse(failure).await;
+                    return Box::pin(self.refuse(failure)).await;
                 }
             }
         }
@@ -180,7 +188,7 @@ impl Client {
         match result {
             Ok(0) if !between_requests && shard.deadlines.fired(self.deadline) => {
                 shard.telemetry.rejected(HEADER_TIMEOUT.label);
-                self.refuse(HEADER_TIMEOUT).await?;
+                Box::pin(self.refuse(HEADER_TIMEOUT)).await?;
                 Ok(false)
             }
             Ok(count) => Ok(count > 0),
@@ -281,15 +289,16 @@ impl Client {
     /// Answers with an error page and ends the connection: where the next request would begin is not known.
     async fn refuse(&mut self, failure: Failure) -> io::Result<()> {
         let mut out = self.shard.take_buffer();
-        self.error_page(&mut out, failure, true, false);
+        self.error_page(&mut out, failure, true, false, 1);
         self.write_out(out).await?;
         self.linger().await;
         Ok(())
     }
 
-    fn error_page(&self, out: &mut Vec<u8>, failure: Failure, close: bool, omit_body: bool) {
+    fn error_page(&self, out: &mut Vec<u8>, failure: Failure, close: bool, omit_body: bool, retry_after_secs: u64) {
+        let retry_after = retry_after_secs.to_string();
         let extra: &[(&str, &str)] = match failure.status {
-            503 => &[("Retry-After", "1")],
+            503 => &[("Retry-After", &retry_after)],
             405 => &[("Allow", encode::ALLOW)],
             _ => &[],
         };
@@ -297,6 +306,15 @@ impl Client {
         self.shard.with_date(self.shard.now(), |date| {
             encode::error_page(out, status, label, detail, date, close, omit_body, extra);
         });
+    }
+
+    /// As long as the breaker of the route's upstream stays open, else a second.
+    fn retry_after_secs(&self, route: u16, failure: Failure) -> u64 {
+        if failure.label != BREAKER_OPEN.label {
+            return 1;
+        }
+        let upstream = &self.shard.upstreams[self.shard.common.config.routes[route as usize].upstream];
+        upstream.retry_after_ms(self.shard.mono_ms()).unwrap_or(0).div_ceil(1000).max(1)
     }
 
     /// RFC 9112 §9.6: closing with unread bytes would reset the connection and could take the answer away from the client.
@@ -383,12 +401,7 @@ impl Client {
     }
 
     /// `head` is what the client sent, if that was a HEAD: it goes upstream when nothing is stored.
-    async fn through_cache(
-        &mut self,
-        mut request: Request,
-        query: Arc<Query>,
-        head: Option<&Query>,
-    ) -> io::Result<bool> {
+    async fn through_cache(&mut self, request: Request, query: Arc<Query>, head: Option<&Query>) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
         let now = shard.now();
         let within_ms = shard.common.lease_ms(query.route) + 1000;
@@ -424,7 +437,10 @@ impl Client {
             }
             Some(Reply::Alone) => self.pass(request, head.unwrap_or(&query), b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
-            Some(Reply::Slot | Reply::QueueFull) | None => self.fail(&mut request, WAIT_TIMEOUT, None).await,
+            Some(Reply::Slot | Reply::QueueFull) | None => {
+                let stale = self.stand_in(&query, WAIT_TIMEOUT);
+                self.stale_or_error(request, &query, WAIT_TIMEOUT, stale).await
+            }
         }
     }
 
@@ -478,6 +494,12 @@ impl Client {
         self.shard.telemetry.request_done(request.route as usize, outcome, elapsed);
     }
 
+    /// What this shard has that may be served in place of what this failure kept away.
+    fn stand_in(&self, query: &Query, failure: Failure) -> Option<Arc<Object>> {
+        let found = self.shard.state.borrow_mut().find(query.hash, &query.key, query.view())?;
+        failure.stale_ok(&found.validity, self.shard.mono_ms()).then(|| Arc::clone(&found))
+    }
+
     async fn stale_or_error(
         &mut self,
         mut request: Request,
@@ -511,7 +533,8 @@ impl Client {
         // RFC 9112 §9.3: the next request begins where this one's body ends, so it must have been read.
         request.keep = request.keep && request.body.is_done() && !self.shard.draining.get();
         let mut out = self.shard.take_buffer();
-        self.error_page(&mut out, failure, !request.keep, request.method == Method::Head);
+        let retry_after_secs = self.retry_after_secs(request.route, failure);
+        self.error_page(&mut out, failure, !request.keep, request.method == Method::Head, retry_after_secs);
         self.write_out(out).await?;
         if !request.keep {
             self.linger().await;
@@ -553,7 +576,7 @@ impl Client {
         }
     }
 
-    async fn ended(&mut self, mut request: Request, query: &Query, stage: Stage, fwd: Fwd) -> io::Result<bool> {
+    async fn ended(&mut self, request: Request, query: &Query, stage: Stage, fwd: Fwd) -> io::Result<bool> {
         match stage {
             Stage::Done { object, revalidated: true, .. } => {
                 let status = fwd.and("; fwd-status=304; stored");
@@ -568,7 +591,8 @@ impl Client {
             }
             Stage::Failed { failure, stale } => self.stale_or_error(request, query, failure, stale).await,
             Stage::Cut | Stage::Waiting | Stage::Storing { .. } | Stage::Taken => {
-                self.fail(&mut request, fetch::CUT, None).await
+                let stale = self.stand_in(query, exchange::CUT);
+                self.stale_or_error(request, query, exchange::CUT, stale).await
             }
         }
     }
@@ -605,7 +629,9 @@ impl Client {
                 unsent = send_now(fd, bytes);
             }
         };
-        let result = exchange::start(&shard, &plan, upload, interim).await;
+        let started = exchange::start(&shard, &plan, upload, interim);
+        // Who has left takes no place at the upstream any more.
+        let Some(result) = shard.leaving.unless_left(fd, started).await else { return Ok(false) };
         if !unsent.is_empty() {
             // What the socket did not take at once goes before everything else.
             self.write_out(unsent).await?;
