@@ -132,6 +132,9 @@ impl Store {
     /// `exports`: what shards send on when they are told to, and when they end.
     #[must_use]
     pub fn new(path: PathBuf, exports: Receiver<Export>) -> Self {
+        // A file beyond RLIMIT_FSIZE is an error of the write, like a full disk; not the end of the program.
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         Self {
             path,
             files: Mutex::default(),
