@@ -119,8 +119,11 @@ struct Journal {
     seed: u32,
     lineage: u64,
     bytes: u64,
-    purges: Vec<(u64, Purge)>,
+    purges: Vec<Numbered>,
 }
+
+/// A purge and its number.
+type Numbered = (u64, Purge);
 
 struct Exports {
     receiver: Receiver<Export>,
@@ -406,7 +409,7 @@ enum Unusable {
 
 impl Journal {
     /// A new file in the place of whatever there is.
-    fn create(path: &Path, lineage: u64, seed: u32, purges: &[(u64, Purge)]) -> io::Result<Self> {
+    fn create(path: &Path, lineage: u64, seed: u32, purges: &[Numbered]) -> io::Result<Self> {
         let mut out = Vec::new();
         Header { seed, lineage, purge_seq: 0, saved_unix_ms: 0 }.write(Kind::Purges, &mut out);
         for (purge_seq, purge) in purges {
@@ -427,7 +430,7 @@ impl Journal {
         Ok(Self { file, seed, lineage, bytes: out.len() as u64, purges: purges.to_vec() })
     }
 
-    fn append(&mut self, purges: Vec<(u64, Purge)>) -> io::Result<()> {
+    fn append(&mut self, purges: Vec<Numbered>) -> io::Result<()> {
         let mut out = Vec::new();
         for (purge_seq, purge) in &purges {
             snapshot::write_purge(&mut out, self.seed, *purge_seq, purge);
@@ -441,7 +444,7 @@ impl Journal {
 }
 
 /// The header, the purges, and how many bytes hold whole records.
-fn read_journal(path: &Path) -> Result<(Header, Vec<(u64, Purge)>, u64), Unusable> {
+fn read_journal(path: &Path) -> Result<(Header, Vec<Numbered>, u64), Unusable> {
     let mut bytes = Vec::new();
     File::open(path)?.take(JOURNAL_READ_BYTES_MAX).read_to_end(&mut bytes)?;
     let header = Header::read(Kind::Purges, &bytes)?;
