@@ -789,6 +789,32 @@ mod tests {
     }
 
     #[test]
+    fn visits_everything_in_parts() {
+        let mut p = Partition::new(1 << 20);
+        for at in 0..50 {
+            p.insert(stored(&format!("k{at}"), Some(1), 1, "t"));
+        }
+        p.insert(stored("k7", Some(2), 1, "t"));
+        p.remove(hash("k9"), b"k9");
+        get(&mut p, "k7", 1);
+        for places in [1, 7, 1000, usize::MAX] {
+            let (mut seen, mut from) = (Vec::new(), Some(0));
+            while let Some(at) = from {
+                from = p.visit(at, places, |variants, hits| {
+                    let variants: Vec<&Stored> = variants.collect();
+                    seen.push((String::from_utf8_lossy(variants[0].key()).into_owned(), variants.len(), hits));
+                    let newest = variants[0].vary.as_ref().unwrap();
+                    assert!(variants.len() == 1 || newest.matches(with_variant(2).view()), "newest first");
+                });
+                assert!(from.is_none_or(|next| next > at));
+            }
+            seen.sort();
+            assert_eq!(seen.len(), 49, "{places}");
+            assert!(seen.contains(&("k7".into(), 2, 1)) && seen.contains(&("k8".into(), 1, 0)));
+        }
+    }
+
+    #[test]
     fn sweeps() {
         let mut p = Partition::new(1 << 20);
         let swept = |p: &mut Partition, keys, hits| {

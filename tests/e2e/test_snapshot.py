@@ -480,3 +480,18 @@ def test_a_hundred_thousand_entries_are_ready_in_a_second(origin, store):
         print("saved again:", save(gateway), "for the record")
         kill(gateway)
     assert took < (1 if "/release/" in os.environ.get("PILOTLIGHT_BIN", "") else 10)
+
+
+def test_what_was_popular_is_refreshed_ahead_after_a_restart(origin, store):
+    origin.on("/", lambda r: Reply(f"{r.number}"))
+    with serve(origin, store, ttl="5s") as gateway:
+        for target in ("/popular", "/once"):
+            get(gateway, target)
+        for _ in range(3):
+            get(gateway, "/popular")
+        assert gateway.terminate() == 0
+    with serve(origin, store, ttl="5s") as gateway:
+        wait_until(lambda: origin.count("/popular") == 2, 6, "the refresh that nobody asked for")
+        response = get(gateway, "/popular")
+        assert is_hit(response) and response.text == "2"
+        assert origin.count("/once") == 1
