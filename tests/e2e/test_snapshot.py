@@ -158,10 +158,7 @@ def test_a_clock_that_went_backwards_makes_nothing_fresh(origin, store):
         assert gateway.terminate() == 0
     # As if it had been saved in an hour from now: the header says when, and has its own checksum.
     path = Path(f"{store}/cache.snapshot")
-    data = bytearray(path.read_bytes())
-    data[32:40] = struct.pack("<Q", struct.unpack("<Q", data[32:40])[0] + 3_600_000)
-    data[40:44] = struct.pack("<I", zlib.crc32(data[:40]))
-    path.write_bytes(data)
+    path.write_bytes(with_later(path.read_bytes(), 32, 3_600_000))
     with serve(origin, store) as gateway:
         assert loaded(gateway) == 1
         response = get(gateway, "/x")
@@ -331,6 +328,12 @@ def test_a_full_disk_keeps_the_snapshot_before(origin, store):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+def with_later(data, at, more):
+    """The file with a greater number in its header, and the header's checksum made to fit."""
+    head = data[:at] + struct.pack("<Q", struct.unpack("<Q", data[at:at + 8])[0] + more) + data[at + 8:40]
+    return head + struct.pack("<I", zlib.crc32(head)) + data[44:]
+
+
 def corrupted(data, at):
     return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1:]
 
@@ -376,7 +379,8 @@ def test_no_snapshot_is_read_without_its_journal(origin, store):
     for case, left, expected in [
         ("none", None, "journal of its purges is missing"),
         ("damaged", corrupted(purges, len(purges) - 3), "journal of its purges is damaged"),
-        ("of another", b"", "not such a file"),
+        ("empty", b"", "not such a file"),
+        ("of another", with_later(purges[:44], 16, 0x1234), "belongs to another snapshot"),
         ("broken off in a purge that was not answered", purges + purges[44:60], "snapshot loaded"),
     ]:
         Path(f"{store}/cache.snapshot").write_bytes(snapshot)
