@@ -11,6 +11,7 @@ pub mod downstream;
 pub mod exchange;
 pub mod export;
 pub mod fetch;
+pub mod hit;
 pub mod leaving;
 pub mod listener;
 pub mod mailbox;

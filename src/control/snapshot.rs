@@ -16,7 +16,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,7 +49,7 @@ pub(super) enum SaveError {
     Locked(PathBuf),
     #[error("shards {0:?} did not hand over their entries in time")]
     Unanswered(Vec<usize>),
-    #[error("a purge could not be recorded meanwhile")]
+    #[error("a purge that cannot be recorded has removed the snapshot meanwhile")]
     Overtaken,
     #[error("no [cache] snapshot is configured")]
     Off,
@@ -283,14 +283,19 @@ impl Store {
 
     fn put_in_place(&self, temporary: &Path, header: &Header, spoiled: u64) -> Result<(), SaveError> {
         let mut files = lock(&self.files);
-        if files.spoiled != spoiled {
+        let path = self.journal_path();
+        // Another process that had a purge to record and no lock has removed both files.
+        if files.journal.as_ref().is_some_and(|journal| !journal.is_at(&path)) {
+            files.journal = None;
+        }
+        if files.spoiled != spoiled || files.journal.is_none() {
             let _ = fs::remove_file(temporary);
             return Err(SaveError::Overtaken);
         }
-        fs::rename(temporary, &self.path)
-            .and_then(|()| sync_folder(&self.path))
-            .map_err(|error| self.io(self.path.clone(), error))?;
-        let path = self.journal_path();
+        fs::rename(temporary, &self.path).and_then(|()| sync_folder(&self.path)).map_err(|error| {
+            let _ = fs::remove_file(temporary);
+            self.io(self.path.clone(), error)
+        })?;
         let Some(journal) = &mut files.journal else { return Ok(()) };
         if journal.purges.iter().all(|(purge_seq, _)| *purge_seq > header.purge_seq) {
             return Ok(());
@@ -428,6 +433,13 @@ impl Journal {
             let _ = fs::remove_file(&temporary);
         })?;
         Ok(Self { file, seed, lineage, bytes: out.len() as u64, purges: purges.to_vec() })
+    }
+
+    /// Whether the file at this path is the one that is written to.
+    fn is_at(&self, path: &Path) -> bool {
+        let id = |meta: io::Result<fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+        let own = id(self.file.metadata());
+        own.is_some() && own == id(fs::metadata(path))
     }
 
     fn append(&mut self, purges: Vec<Numbered>) -> io::Result<()> {
