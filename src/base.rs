@@ -2,5 +2,6 @@
 
 pub mod limits;
 pub mod outcome;
+pub mod record;
 pub mod size_class;
 pub mod time;

@@ -7,6 +7,7 @@ use super::core::Shard;
 use super::deadlines::{self, DeadlineKey, Expiry};
 use super::exchange;
 use super::fetch::{self, Flight, Fwd, Stage};
+use super::journal::{Entry, Sender, Trail};
 use super::pass;
 use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
@@ -53,6 +54,8 @@ pub struct Client {
     pub deadline: DeadlineKey,
     pub peer: Option<IpAddr>,
     pub trusted: bool,
+    /// Of the request that is being answered, if it is more than a hit and somebody wants to know.
+    entry: Option<Entry>,
     head: RequestHead,
     /// Answered, but not yet written: route, outcome.
     unwritten: Vec<(u16, Outcome)>,
@@ -104,6 +107,7 @@ impl Client {
             deadline,
             peer: connected.peer,
             trusted: shard.is_trusted(connected.peer),
+            entry: None,
             head: RequestHead::new(),
             unwritten: Vec::new(),
             shard,
@@ -148,7 +152,9 @@ impl Client {
                 Next::Slow => {
                     head_by_mono_ms = None;
                     // Boxed: an idle connection must not carry the room that this needs.
-                    if !Box::pin(self.slow(start_ns)).await? {
+                    let goes_on = Box::pin(self.slow(start_ns)).await?;
+                    self.entry = None;
+                    if !goes_on {
                         return Ok(());
                     }
                     start_ns = clock::mono_ns();
@@ -274,11 +280,20 @@ impl Client {
 
     /// Writes all of it. Every operation must make progress within the body time-out.
     pub async fn write_buf<B: IoBuf>(&mut self, buf: B) -> (io::Result<()>, B) {
+        if let Some(trail) = self.trail() {
+            // SAFETY: a buffer to write has so many bytes there, and nobody changes them while it is borrowed.
+            trail.writing(unsafe { std::slice::from_raw_parts(buf.read_ptr(), buf.bytes_init()) });
+        }
         let shard = Rc::clone(&self.shard);
         let (deadline, ms) = (self.deadline, shard.common.config.server.body_timeout.as_millis() as u64);
         let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + ms, Expiry::Both);
         let result = self.write.write_all(buf, 0, arm).await;
         shard.deadlines.disarm(deadline);
+        if let Some(trail) = self.trail()
+            && result.0.is_ok()
+        {
+            trail.wrote(result.1.bytes_init());
+        }
         result
     }
 
@@ -288,6 +303,12 @@ impl Client {
 
     /// Answers with an error page and ends the connection: where the next request would begin is not known.
     async fn refuse(&mut self, failure: Failure) -> io::Result<()> {
+        // Its head is not understood, so there is nothing more to say of it.
+        self.entry = Entry::unread(&self.shard, self.sender(), clock::mono_ns());
+        if let Some(trail) = self.trail() {
+            trail.failed(failure.label);
+            trail.answered(Outcome::Rejected);
+        }
         let mut out = self.shard.take_buffer();
         self.error_page(&mut out, failure, true, false, 1);
         self.write_out(out).await?;
@@ -338,6 +359,7 @@ impl Client {
         let buf: Box<[u8]> = self.source.bytes()[..head.head_len].into();
         self.source.consume(head.head_len);
         let shard = Rc::clone(&self.shard);
+        self.entry = Entry::of(&shard, &head, &buf, self.sender(), start_ns);
         let mut request = Request {
             keep: head.keep_alive && !shard.draining.get(),
             minor: head.minor,
@@ -350,6 +372,7 @@ impl Client {
             return self.no_route(&mut request).await;
         };
         request.route = route;
+        self.trail().into_iter().for_each(|trail| trail.routed(route));
         if hops::is_loop(head.view(&buf), &shard.common.config.server.name, &shard.common.cdn_loop) {
             shard.telemetry.rejected(LOOP.label);
             return self.fail(&mut request, LOOP, Some(Outcome::Rejected)).await;
@@ -383,6 +406,7 @@ impl Client {
     /// RFC 9110 §7.6.2: Max-Forwards is used up, so the answer is ours.
     async fn last_hop(&mut self, request: &mut Request) -> io::Result<bool> {
         self.shard.telemetry.rejected(MAX_FORWARDS);
+        self.note_error(MAX_FORWARDS);
         self.done(request, Outcome::Rejected);
         request.keep = request.keep && request.body.is_done();
         let mut out = self.shard.take_buffer();
@@ -397,6 +421,8 @@ impl Client {
     /// No route's metrics count it, so it is among the rejected.
     async fn no_route(&mut self, request: &mut Request) -> io::Result<bool> {
         self.shard.telemetry.rejected(NO_ROUTE.label);
+        self.note_error(NO_ROUTE.label);
+        self.trail().into_iter().for_each(|trail| trail.answered(Outcome::Rejected));
         self.answer_error(request, NO_ROUTE).await
     }
 
@@ -423,7 +449,7 @@ impl Client {
             }
             Some(Reply::Fetch { lease, stale, .. }) => {
                 let fwd = Fwd::of(stale.as_deref(), shard.mono_ms());
-                let flight = Rc::new(Flight { fwd, ..Flight::default() });
+                let flight = Rc::new(Flight { fwd, trail: self.trail().cloned(), ..Flight::default() });
                 let task = fetch::run(
                     Rc::clone(&shard),
                     Arc::clone(&query),
@@ -489,7 +515,21 @@ impl Client {
         Ok(keep)
     }
 
+    fn trail(&self) -> Option<&Rc<Trail>> {
+        self.entry.as_ref().map(|entry| &entry.trail)
+    }
+
+    /// What went wrong with the request that is being answered.
+    pub fn note_error(&self, label: &'static str) {
+        self.trail().into_iter().for_each(|trail| trail.failed(label));
+    }
+
+    fn sender(&self) -> Sender {
+        Sender { peer: self.peer, trusted: self.trusted }
+    }
+
     pub fn done(&self, request: &Request, outcome: Outcome) {
+        self.trail().into_iter().for_each(|trail| trail.answered(outcome));
         let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(request.start_ns));
         self.shard.telemetry.request_done(request.route as usize, outcome, elapsed);
     }
@@ -511,6 +551,7 @@ impl Client {
             Some(object) => {
                 // RFC 9211 §2.1: no hit, since it was forwarded, if in vain.
                 let fwd = Fwd::of(Some(&object), self.shard.mono_ms());
+                self.note_error(failure.label);
                 let status = fwd.and(&format!("; detail={}", failure.label));
                 self.serve_object(request, query, object, Outcome::Stale, &status).await
             }
@@ -525,6 +566,7 @@ impl Client {
         failure: Failure,
         outcome: Option<Outcome>,
     ) -> io::Result<bool> {
+        self.note_error(failure.label);
         self.done(request, outcome.unwrap_or(Outcome::Error));
         self.answer_error(request, failure).await
     }
@@ -611,6 +653,7 @@ impl Client {
             kind: FetchKind::Foreground,
             for_cache: false,
             validators: encode::Validators::default(),
+            trail: self.trail().cloned(),
         };
         let upload = (!request.body.is_done()).then_some(exchange::Upload {
             source: &mut self.source,
