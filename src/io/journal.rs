@@ -242,7 +242,7 @@ impl Entry {
         let journal = shard.journal().filter(|journal| journal.tracing.is_some())?;
         let mut record = Record { route: Some(query.route), ..Record::EMPTY };
         record.text.set(b"GET", &query.head.host, query.head.target.of(&query.buf));
-        let trace = journal.begin(&mut record, FieldsView { buf: &[], fields: &[] }, true);
+        let trace = journal.begin(&mut record, RequestHead::new().view(&[]), true);
         Some(Self::new(shard, record, trace, clock::mono_ns()))
     }
 
