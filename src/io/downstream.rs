@@ -59,6 +59,8 @@ pub struct Client {
 impl Drop for Client {
     fn drop(&mut self) {
         deadlines::shutdown(self.fd, libc::SHUT_RDWR);
+        let from = self.sender();
+        self.answered.leave(&self.shard, from);
         self.shard.deadlines.remove(self.deadline);
         self.shard.connections.set(self.shard.connections.get() - 1);
         self.shard.common.clients[self.shard.id].fetch_sub(1, Ordering::Relaxed);

@@ -48,6 +48,15 @@ impl Answered {
             }
         }
     }
+
+    /// The client has left without them.
+    pub fn leave(&mut self, shard: &Shard, from: Sender) {
+        for (_, record) in self.0.drain(..) {
+            if let (Some(record), Some(journal)) = (record, shard.journal()) {
+                journal.hit_left(shard, record, from);
+            }
+        }
+    }
 }
 
 /// Appends to `out` the answers to the requests that are complete in `bytes` and need nothing but the cache. Returns how many
@@ -80,7 +89,7 @@ pub fn answer(
         };
         let record = shard.journal().map(|journal| {
             let rest_bytes = body.as_ref().map_or(0, Rest::bytes_init);
-            journal.hit(route, &head, rest, &out[start..], rest_bytes)
+            journal.hit(route, (&head, rest), &out[start..], rest_bytes, shard.unix_ns_at(now_mono_ms * 1_000_000))
         });
         answered.0.push((route, record));
         taken += head.head_len;

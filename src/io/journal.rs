@@ -26,6 +26,7 @@ const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
 
 pub struct Journal {
     ring: RefCell<Producer<Record>>,
+    #[expect(clippy::vec_box, reason = "the boxes go to connections and come back")]
     spare: RefCell<Vec<Box<Record>>>,
     log: Option<Log>,
     tracing: Option<Tracing>,
@@ -102,8 +103,16 @@ impl Journal {
     }
 
     /// Notes a hit while its head is at hand; `answer` is what was appended for it.
-    pub fn hit(&self, route: u16, head: &RequestHead, buf: &[u8], answer: &[u8], rest_bytes: usize) -> Box<Record> {
+    pub fn hit(
+        &self,
+        route: u16,
+        (head, buf): (&RequestHead, &[u8]),
+        answer: &[u8],
+        rest_bytes: usize,
+        now_unix_ns: u64,
+    ) -> Box<Record> {
         let mut record = self.spare.borrow_mut().pop().unwrap_or_else(|| Box::new(Record::EMPTY));
+        record.start_unix_ns = now_unix_ns;
         record.route = Some(route);
         record.outcome = Some(Outcome::Hit);
         record.error = None;
@@ -128,6 +137,14 @@ impl Journal {
         if spare.len() < SPARE_MAX {
             spare.push(record);
         }
+    }
+
+    /// The client of the hit has left before all of it was written; how much was is not known.
+    pub fn hit_left(&self, shard: &Shard, mut record: Box<Record>, from: Sender) {
+        (record.outcome, record.sent_bytes) = (None, 0);
+        let now_ns = clock::mono_ns();
+        let elapsed_ns = shard.unix_ns_at(now_ns).saturating_sub(record.start_unix_ns);
+        self.hit_done(shard, record, from, now_ns.saturating_sub(elapsed_ns), elapsed_ns);
     }
 
     /// Where a request stands in its trace, and what it carried. `None`: in none that anybody else could know.
@@ -374,4 +391,38 @@ impl FetchEnd {
 fn status_of(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(STATUS_LINE)?.first_chunk::<3>()?;
     digits.iter().try_fold(0, |status, digit| digit.is_ascii_digit().then(|| status * 10 + u16::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_takes_its_part() {
+        for (share, random, taken) in [
+            (0.0, 0, false),
+            (0.0, u64::MAX, false),
+            (1.0, u64::MAX, true),
+            (0.5, u64::MAX / 2 - 4096, true),
+            (0.5, u64::MAX / 2 + 4096, false),
+            (0.01, u64::MAX / 101, true),
+            (0.01, u64::MAX / 99, false),
+        ] {
+            assert_eq!(Share(share).takes(random), taken, "{share} of {random}");
+        }
+    }
+
+    #[test]
+    fn the_status_is_read_off_what_is_written() {
+        for (bytes, status) in [
+            (&b"HTTP/1.1 200 OK\r\n"[..], Some(200)),
+            (b"HTTP/1.1 404", Some(404)),
+            (b"HTTP/1.1 20", None),
+            (b"HTTP/1.1 2x0 ", None),
+            (b"body", None),
+            (b"", None),
+        ] {
+            assert_eq!(status_of(bytes), status, "{}", bytes.escape_ascii());
+        }
+    }
 }
