@@ -121,7 +121,10 @@ impl Client {
             } else {
                 self.write_out(out).await?;
                 now_ns = clock::mono_ns();
-                self.record_hits(&shard, start_ns, now_ns);
+                // A body that follows is part of its hit.
+                if !matches!(next, Next::Rest(..)) {
+                    self.record_hits(&shard, start_ns, now_ns);
+                }
             }
             match next {
                 Next::Again => {}
