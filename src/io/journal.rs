@@ -19,7 +19,8 @@ use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-/// Boxes kept for records of hits: more are only needed by clients that pipeline.
+/// Boxes for records of hits: so many from the start, so that a burst need not make them, and so many kept.
+const SPARE: usize = 64;
 const SPARE_MAX: usize = 256;
 /// What a status line that we write begins with; the status follows.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
@@ -84,9 +85,11 @@ impl Journal {
             "pilotlight_access_log_dropped_total",
             "Requests that were to be logged or traced, and that the log's thread had no room for."
         );
+        let mut spare = Vec::with_capacity(SPARE_MAX);
+        spare.resize_with(SPARE, || Box::new(Record::EMPTY));
         Some(Self {
             ring: RefCell::new(ring),
-            spare: RefCell::new(Vec::with_capacity(SPARE_MAX)),
+            spare: RefCell::new(spare),
             log,
             tracing,
             random: Cell::new(seed),
