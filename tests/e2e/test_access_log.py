@@ -97,7 +97,9 @@ def test_what_fails_is_logged_whatever_the_sample(origin, wrong):
     origin.on("/500", Reply("x", status=500))
     origin.on("/hang", Reply("x", delay=30))
     origin.on("/cut", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-    with Logged(origin, sample=0) as gateway:
+    # Who leaves must be noticed before the upstream is given up, also on a busy machine.
+    config = CONFIG.replace('"1s"', '"20s"') if wrong == "gone" else CONFIG
+    with Logged(origin, sample=0, config=config) as gateway:
         assert gateway.get("/fine").status == 200
         if wrong == "status":
             gateway.get("/500")
