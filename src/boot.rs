@@ -1,9 +1,11 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
 use crate::base::limits;
+use crate::base::record::Record;
 use crate::cache::key;
 use crate::cache::snapshot::Entry;
 use crate::config::{Addr, Authorization, Config, Endpoint, WarmList};
+use crate::control::access_log::{AccessLog, RING_RECORDS};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
@@ -19,6 +21,7 @@ use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::Slots;
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
+use rtrb::{Producer, RingBuffer};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -39,6 +42,8 @@ pub enum BootError {
         "the system allows {allowed} open files, and at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE)"
     )]
     Descriptors { allowed: u64, needed: u64 },
+    #[error("cannot write the access log: {0}")]
+    Log(std::io::Error),
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
 }
@@ -101,6 +106,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
     });
     let states = states(&common, shards, restored(&common, store.as_deref(), shards))?;
     let (mailboxes, lanes) = mailbox::build(shards)?;
+    let (log, mut journals) = start_log(&config, shards)?;
     for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
         let start = Start {
             id,
@@ -111,6 +117,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
             inbox,
             outbox,
             bound,
+            journal: journals.next(),
         };
         spawn(start)?;
     }
@@ -127,8 +134,23 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         signals: true,
     };
     let ended = control.run();
+    if let Some(log) = log {
+        log.finish();
+    }
     listener::remove_files(&listen);
     Ok(ended?)
+}
+
+/// The log's thread, and the near end of each shard's ring to it; neither when nothing is to be told.
+fn start_log(
+    config: &Arc<Config>,
+    shards: usize,
+) -> Result<(Option<AccessLog>, impl Iterator<Item = Producer<Record>> + use<>), BootError> {
+    let wanted = config.log.access.is_some() || config.tracing.is_some();
+    let rings = (0..if wanted { shards } else { 0 }).map(|_| RingBuffer::new(RING_RECORDS));
+    let (near, far): (Vec<_>, Vec<_>) = rings.unzip();
+    let log = if wanted { Some(AccessLog::start(Arc::clone(config), far).map_err(BootError::Log)?) } else { None };
+    Ok((log, near.into_iter()))
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
+use crate::config::{Addr, BusyPoll, Cache, Config, Log, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::recorder::Recorder;
 use crate::control::{Control, Ended, strict};
@@ -95,6 +95,8 @@ fn config() -> Config {
             cache: None,
         }],
         warm: vec![list],
+        log: Log::default(),
+        tracing: None,
     }
 }
 
