@@ -6,9 +6,12 @@
 mod admin;
 mod dispatch;
 mod exposition;
+mod guard;
 pub mod histogram;
 pub mod link;
 pub mod listener;
+mod live;
+mod page;
 mod process;
 pub mod recorder;
 mod scrape;
@@ -81,6 +84,7 @@ struct State {
     started_unix_secs: f64,
     draining: Cell<bool>,
     drain_requested: Notify,
+    live: live::Live,
     /// Held by the command that is under way.
     turn: tokio::sync::Mutex<()>,
     last_id: Cell<u64>,
@@ -122,10 +126,12 @@ impl Control {
             config: self.config,
             draining: Cell::new(false),
             drain_requested: Notify::new(),
+            live: live::Live::default(),
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watch(state.clone()));
+        tokio::task::spawn_local(live::run(state.clone()));
         tokio::select! {
             failed = admin::serve(self.listener, state.clone()) => match failed? {},
             ended = life(&state, &mut signals, self.on_drain, drain_timeout) => Ok(ended),

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -38,6 +38,8 @@ pub struct WarmShared {
     pub filled: AtomicU64,
     /// When the oldest of the filled ones was fetched; 0: none is filled.
     pub oldest_mono_ms: AtomicU64,
+    /// When the next of them is to be fetched, again or for the first time; 0: there is none.
+    pub next_mono_ms: AtomicU64,
 }
 
 impl ShardShared {
@@ -55,9 +57,14 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// Tell what clients hit since the last such command, and count hits for some seconds from now.
+    HotKeys { answer: Arc<HotKeys> },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
+
+/// Host and target, and how many hits; most hits first, and not more than a few dozen. Set once, by the shard that was asked.
+pub type HotKeys = OnceLock<Vec<(Vec<u8>, u64)>>;
 
 /// Which entries a purge means. Bytes, because targets need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -269,6 +269,10 @@ impl Shard {
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
             }
+            Command::HotKeys { answer } => {
+                // Each answer belongs to one command, so it is not set yet.
+                let _ = answer.set(self.with_state(|state| state.take_hot_keys(now)));
+            }
             Command::Drain => self.start_drain(),
         }
     }
@@ -335,6 +339,7 @@ impl Shard {
             slot.total.store(list.total, Ordering::Relaxed);
             slot.filled.store(list.filled, Ordering::Relaxed);
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
+            slot.next_mono_ms.store(list.next_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
     }
 }
