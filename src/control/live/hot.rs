@@ -11,7 +11,7 @@ use crate::control::link::{self, Command, Shards};
 /// Hits are counted over so many seconds.
 const WINDOW: usize = 10;
 /// So many keys are shown.
-const SHOWN: usize = 20;
+const SHOWN: usize = 12;
 
 #[derive(Default)]
 pub(super) struct HotKeys {

@@ -28,7 +28,7 @@ function number(x) {
   return Number.isInteger(x) || Math.abs(x) >= 100 ? whole.format(x) : oneDigit.format(x);
 }
 
-const percent = (share) => share == null ? "–" : share === 1 ? "100 %" : oneDigit.format(Math.floor(share * 1000) / 10) + " %";
+const percent = (share) => share == null ? "–" : share === 1 ? "100 %" : share === 0 ? "0 %" : oneDigit.format(Math.floor(share * 1000) / 10) + " %";
 
 function millis(ms) {
   if (ms == null) return "–";
@@ -182,12 +182,13 @@ function prepare(canvas) {
   return { context, width, height, scale };
 }
 
-function drawCells(context, heat, area) {
-  const bands = view.bands_ms.length + 1;
+/** Of the bands from `low` up to `high`, or of all. */
+function drawCells(context, heat, area, [low, high] = [0, view.bands_ms.length]) {
+  const bands = high - low + 1;
   const newest = view.seconds.at(-1)?.unix_secs ?? 0;
   const most = Math.max(1, ...heat.flatMap(({ counts }) => [...counts.values()]));
   const x = (column) => Math.round(area.left + area.width * column / PAST_SECS);
-  const y = (band) => Math.round(area.top + area.height * (1 - band / bands));
+  const y = (band) => Math.round(area.top + area.height * (1 - (band - low) / bands));
   for (const { secs, counts } of heat) {
     const column = PAST_SECS - 1 - (newest - secs);
     if (column < 0) continue;
@@ -197,6 +198,14 @@ function drawCells(context, heat, area) {
       context.fillRect(x(column), y(band + 1), Math.max(1, x(column + 1) - x(column)), Math.max(1, y(band) - y(band + 1)));
     }
   }
+}
+
+/** The bands that occur, of all routes; so few that a strip shows them apart, and at least some, so that a steady route is no wall. */
+function usedBands() {
+  const used = view.seconds.flatMap((second) => second.heat.flatMap(([, bands]) => bands.map(([band]) => band)));
+  const low = used.reduce((a, b) => Math.min(a, b), view.bands_ms.length);
+  const high = used.reduce((a, b) => Math.max(a, b), 0);
+  return [Math.max(0, Math.min(low, high - 9)), high];
 }
 
 const AXIS_MS = [0.1, 1, 10, 100, 1000, 10000];
@@ -323,8 +332,8 @@ function showUpstreams({ status, live }) {
       : `${whole.format(inflight)} of ${whole.format(most)} slots, ${whole.format(queue)} queued`);
     $(".queue", li).classList.toggle("waiting", queue > 0);
     showSlots($(".slots", li), inflight, most);
-    setText($("p", li), `${number(now.rate)} requests/s, ${number(now.failed_rate)} failed; ` +
-      `p50 ${millis(now.p50_ms)}, p99 ${millis(now.p99_ms)}`);
+    const took = now.p99_ms == null ? "" : `, p50 ${millis(now.p50_ms)}, p99 ${millis(now.p99_ms)}`;
+    setText($("p", li), `${number(now.rate)} requests/s, ${number(now.failed_rate)} failed${took}`);
   });
 }
 
@@ -356,6 +365,7 @@ function createRoute() {
 }
 
 function showRoutes({ status, live }) {
+  const bands = usedBands();
   list($("#routes tbody"), status.routes, createRoute, (tr, route, at) => {
     const now = live.routes[at] ?? {};
     const button = $("button", tr);
@@ -365,13 +375,13 @@ function showRoutes({ status, live }) {
     figures.forEach((figure, cell) => setText(tr.children[cell + 2], typeof figure === "string" ? figure : millis(figure)));
     tr.children[4].classList.toggle("bad", now.error_rate > 0);
     const { context, width, height } = prepare($("canvas", tr));
-    drawCells(context, heatOf(at), { left: 0, top: 0, width, height });
+    drawCells(context, heatOf(at), { left: 0, top: 0, width, height }, bands);
   });
 }
 
 function showShards({ status, live }) {
   const create = () => {
-    const tr = row(make("th", { scope: "row" }), [["busy", "bar"], ["lag"], ["clients"], ["fetching"], ["waiting"]]);
+    const tr = row(make("th", { scope: "row" }, make("span"), " ", make("span", { className: "sub" })), [["busy", "bar"], ["lag"], ["clients"], ["fetching"], ["waiting"]]);
     barCell(tr.children[1]);
     return tr;
   };
@@ -379,7 +389,8 @@ function showShards({ status, live }) {
     const { busy = null, lag_p99_ms = null, cpu = null } = live.shards[at] ?? {};
     const [heading, bar, lag, clients, fetching, waiting] = tr.children;
     const state = shard.ended ? "ended" : shard.stalled ? `stands still for ${duration(shard.heartbeat_age_ms / 1000)}` : "";
-    setText(heading, state ? `${shard.shard} ${state}` : cpu == null ? `${shard.shard}` : `${shard.shard} on CPU ${cpu}`);
+    setText(heading.firstChild, `${shard.shard} ${state}`.trim());
+    setText($(".sub", heading), cpu == null ? "" : `CPU ${cpu}`);
     heading.classList.toggle("bad", state !== "");
     setBar(bar, busy, busy == null ? "–" : whole.format(busy * 100) + " %", busy > 0.85);
     setText(lag, millis(lag_p99_ms));
