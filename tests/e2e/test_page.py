@@ -4,6 +4,7 @@ Screenshots of the page in light and dark, wide and narrow, are left in target/p
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from browser import Browser
-from harness import ROOT, Connection, Gateway, binary, get, http, is_hit, run, wait_until
+from harness import ROOT, Connection, Gateway, HttpError, binary, free_port, get, http, is_hit, run, wait_until
 from slow_origin import Reply
 
 CONFIG = """
@@ -79,7 +80,12 @@ class Load:
         with Connection(self.gateway.port) as connection:
             due = time.monotonic()
             while not self.ended.is_set():
-                assert connection.request("GET", self.path, {"Host": self.host}).status == 200
+                try:
+                    assert connection.request("GET", self.path, {"Host": self.host}).status == 200
+                except (HttpError, OSError):
+                    if self.gateway.process.poll() is None:
+                        raise
+                    return
                 due += 1 / self.rate
                 time.sleep(max(0, due - time.monotonic()))
 
@@ -213,6 +219,19 @@ def test_a_hostile_key_is_text(gateway, browser):
         assert row[0] == "api.example.com" + hostile
     assert browser.run("document.querySelectorAll('main img, main script').length") == 0
     assert browser.run("document.querySelector('#hot button').ariaLabel") == "Purge api.example.com" + hostile
+
+
+def test_findings_are_shown_with_what_to_do(gateway, browser):
+    assert browser.text("#findings .none") == "Nothing stands out." and browser.run("document.title") == "pilotlight"
+    found = [
+        {"kind": "sync_trap", "subject": "django", "since": time.time() - 60, "detail": "all 2 slots busy", "remedy": "warm what is slow"},
+        {"kind": "upstream_down", "subject": "<b>x</b>"},
+    ]
+    browser.run(f"view.paused = true, showFindings({{status: {{findings: {json.dumps(found)}}}}})")
+    first, second = browser.texts("#findings li")
+    assert re.fullmatch(r"sync trap: django all 2 slots busy, since \d\d:\d\d:\d\d\s+warm what is slow", first), first
+    assert second.strip() == "upstream down: <b>x</b>"
+    assert browser.text("#findings .none") is None and browser.run("document.title") == "(2) pilotlight"
 
 
 def fill(browser, field, text):
@@ -432,3 +451,75 @@ def test_watchers_are_bounded_and_nobody_waits_for_them(gateway):
         return head == b"HTTP/1.1 200 OK"
 
     wait_until(lets_in, 5, "a free place")
+
+
+# --- The same in a terminal
+
+
+class Watching:
+    """`pilotlight status --watch`; `lines` grows while it runs. With `terminal` it writes to one (a pseudo-terminal)."""
+
+    def __init__(self, gateway, terminal=False, env=None):
+        ours, theirs = os.openpty() if terminal else os.pipe()
+        command = [binary(), "status", "--watch", "--admin", f"127.0.0.1:{gateway.admin}"]
+        base = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, env={**base, **(env or {})})
+        os.close(theirs)
+        self.output = ours
+        self.text = ""
+        self.reading = threading.Thread(target=self._read, daemon=True)
+        self.reading.start()
+
+    def _read(self):
+        try:
+            while data := os.read(self.output, 65536):
+                self.text += data.decode()
+        except OSError:
+            pass  # the other end of a terminal is closed
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+        self.reading.join(5)
+        os.close(self.output)
+
+
+def test_status_watch_prints_plain_lines(gateway):
+    with Load(gateway, "/farms/1", 50), Watching(gateway) as watching:
+        wait_until(lambda: re.search(r"Z ready (4\d|5\d)(\.\d)? req/s, hits 100.0%, .*django 0/2 slots 0 queued", watching.text), 15, "a line")
+        lines = len(watching.text.splitlines())
+        wait_until(lambda: len(watching.text.splitlines()) >= lines + 2, 5, "a line each second")
+        assert "\x1b" not in watching.text
+        gateway.process.kill()
+        gateway.process.wait()
+        wait_until(lambda: "gateway gone" in watching.text, 8, "the outage")
+        gone = len(watching.text)
+        with open(gateway.log_path, "ab") as log:
+            gateway.process = subprocess.Popen(gateway.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=gateway.dir)
+        wait_until(lambda: "Z ready" in watching.text[gone:], 20, "the return")
+
+
+def test_status_watch_paints_a_terminal_and_honours_no_color(gateway):
+    with Load(gateway, "/farms/1", 20), Watching(gateway, terminal=True) as watching:
+        wait_until(lambda: "api.example.com/farms/1" in watching.text, 15, "the hottest key")
+        page = watching.text.split("\x1b[H")[-2]
+        for part in ("ready", "django", "0/2", "slow ones", "farms", "3/3"):
+            assert part in page, f"{part} is not in {page}"
+        assert "\x1b[32mready" in page
+    with Watching(gateway, terminal=True, env={"NO_COLOR": "1"}) as watching:
+        wait_until(lambda: "django" in watching.text, 10, "a page")
+        assert not re.search(r"\x1b\[\d+m", watching.text)
+
+
+def test_status_watch_without_a_gateway_is_one_line_and_2():
+    result = run("status", "--watch", "--admin", f"127.0.0.1:{free_port()}")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "cannot reach" in result.stderr
+
+
+def test_the_command_line_needs_no_name_in_the_configuration(gateway):
+    for args in (["status"], ["purge", "--tag", "x"]):
+        assert run(args[0], "--admin", f"localhost:{gateway.admin}", *args[1:]).returncode == 0
