@@ -2,4 +2,5 @@
 
 pub mod limits;
 pub mod outcome;
+pub mod size_class;
 pub mod time;

@@ -1,7 +1,7 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
 use crate::base::limits;
-use crate::config::{Addr, Authorization, Config, WarmList};
+use crate::config::{Addr, Authorization, Config, Endpoint, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
@@ -10,7 +10,6 @@ use crate::http::hops;
 use crate::io::core::Common;
 use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
-use crate::io::pool::Server;
 use crate::io::runtime::{self, Start};
 use crate::route::table::Table;
 use crate::shard::query::{Query, owner_of};
@@ -71,7 +70,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
     // Fails only when another recorder is installed, which then keeps the metrics.
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
-    let servers = resolve(&config)?;
+    let endpoints = resolve(&config)?;
     let admin =
         Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
     let bound =
@@ -84,7 +83,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         cdn_loop: hops::cdn_loop_member(&config.server.name, ahash::RandomState::new().hash_one(0)),
         shared: Arc::clone(&shared),
         acks: Arc::clone(&acks),
-        servers,
+        endpoints: endpoints.clone(),
         connections_max,
         clients: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
         config: Arc::clone(&config),
@@ -111,6 +110,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         acks,
         recorder,
         config,
+        endpoints,
         on_drain: Box::new(|| tracing::info!("draining")),
         signals: true,
     };
@@ -175,30 +175,26 @@ fn raise_descriptors() -> u64 {
     limit.rlim_cur
 }
 
-fn resolve(config: &Config) -> Result<Vec<Vec<Server>>, BootError> {
-    let one = |upstream: &str, server: &Addr| -> Result<Vec<Server>, BootError> {
-        match server {
-            Addr::Tcp(addr) => Ok(vec![Server::Tcp(*addr)]),
-            Addr::Unix(path) => Ok(vec![Server::Unix(path.clone())]),
-            Addr::Name(host, port) => {
-                let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| BootError::Resolve {
-                    upstream: upstream.to_owned(),
-                    server: server.clone(),
-                    error,
-                })?;
-                Ok(found.map(Server::Tcp).collect())
-            }
-        }
+/// The addresses of every server. A name that cannot be resolved now is an error: later it would only be tried again.
+fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
+    let one = |upstream: &str, server: usize, addr: &Addr| -> Result<Vec<Endpoint>, BootError> {
+        let endpoint = |addr: Addr| Endpoint { server: server as u16, addr, up: true };
+        let Addr::Name(host, port) = addr else { return Ok(vec![endpoint(addr.clone())]) };
+        let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| BootError::Resolve {
+            upstream: upstream.to_owned(),
+            server: addr.clone(),
+            error,
+        })?;
+        let mut found: Vec<Endpoint> = found.map(|addr| endpoint(Addr::Tcp(addr))).collect();
+        found.dedup();
+        Ok(found)
     };
-    config
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let servers: Result<Vec<_>, _> =
-                upstream.servers.iter().map(|server| one(&upstream.name, server)).collect();
-            Ok(servers?.concat())
-        })
-        .collect()
+    let all = config.upstreams.iter().map(|upstream| {
+        let servers = upstream.servers.iter().enumerate();
+        let servers: Result<Vec<_>, _> = servers.map(|(at, addr)| one(&upstream.name, at, addr)).collect();
+        Ok(servers?.concat())
+    });
+    all.collect()
 }
 
 type MakeState = Box<dyn FnOnce() -> State + Send>;

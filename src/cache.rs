@@ -178,7 +178,7 @@ mod tests {
             let _ = freshness::judge(&stored.validity, &directives, u64::MAX);
             let _ = validate::evaluate(asked.view(), &stored);
             if let range::RangeSelection::Single { start, end } = range::select(asked.view(), &stored) {
-                assert!(start < end && end <= stored.body.len());
+                assert!(start < end && end <= stored.body().len());
             }
             if let vary::Vary::On(spec) = vary::of_response(answer.view(), asked.view()) {
                 assert!(spec.matches(asked.view()), "a stored response suits the request it answered");

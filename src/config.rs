@@ -12,6 +12,7 @@ pub mod shards;
 #[cfg(test)]
 mod tests;
 pub mod units;
+pub mod upstreams;
 pub mod warm;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,17 @@ pub enum Addr {
     Unix(PathBuf),
 }
 
+/// One address that a configured server has come to: a name can have several, and they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Index into `Upstream::servers`.
+    pub server: u16,
+    /// `Tcp` or `Unix`.
+    pub addr: Addr,
+    /// What active health checks say; true without them.
+    pub up: bool,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub server: Server,
@@ -67,6 +79,8 @@ pub struct Server {
     /// Longest time without progress while a request body is read or a response written. Default 60 s.
     pub body_timeout: Duration,
     pub drain_timeout: Duration,
+    /// How long a request that is passed on goes on when its client has closed its sending side. Default 1 s.
+    pub half_close_timeout: Duration,
     /// Connections over all shards; beyond it new ones are closed at once. Default 20 000, cut to the fd limit.
     pub max_connections: usize,
     /// Largest request body forwarded; 413 beyond it. Default unlimited (`u64::MAX`).
@@ -102,12 +116,94 @@ pub struct Upstream {
     pub first_byte_timeout: Duration,
     /// Longest silence within a response body. Default 30 s.
     pub read_timeout: Duration,
+    /// From the slot to the last byte of the response, retries included. `None`: unlimited. Tunnels are exempt.
+    pub total_timeout: Option<Duration>,
     /// How long an unused pooled connection is kept.
     pub idle_timeout: Duration,
+    /// Over how long a server that is new or back again gets up to its full share. Zero: at once. Default 10 s.
+    pub slow_start: Duration,
+    /// How often names of servers are looked up again. Default 30 s.
+    pub resolve_interval: Duration,
+    /// Attempts on another server after the first. Default 1.
+    pub retries: u32,
+    /// Of the requests, at most such a share is sent again. Default 0.2.
+    pub retry_budget: f64,
+    /// `None`: no server is ever ejected for what its responses look like.
+    pub ejection: Option<Ejection>,
+    /// `None`: servers are not asked how they are.
+    pub health_check: Option<HealthCheck>,
+    /// `None`: there is no circuit breaker.
+    pub breaker: Option<Breaker>,
     /// Longest wait for a slot before 503. Default 30 s.
     pub queue_timeout: Duration,
     /// Most requests waiting for a slot. Default 1024.
     pub max_queue: u32,
+}
+
+/// When a server is left out for a while because of how it answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ejection {
+    /// So many failures in a row. Default 5.
+    pub failures: u32,
+    /// Or such a share of failures within an interval. Default 0.85.
+    pub share: f64,
+    /// Requests in an interval below which its share says nothing. Default 20.
+    pub min_requests: u32,
+    pub interval: Duration,
+    /// For how long the first time; each further time it is so much longer.
+    pub time: Duration,
+    pub max_time: Duration,
+    /// Largest share of the servers left out at once; of two or more it is always at least one.
+    pub max_ejected: f64,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            share: 0.85,
+            min_requests: 20,
+            interval: Duration::from_secs(10),
+            time: Duration::from_secs(10),
+            max_time: Duration::from_secs(300),
+            max_ejected: 0.5,
+        }
+    }
+}
+
+/// A request that is put to each server regularly to see whether it is well.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheck {
+    /// The target of the GET.
+    pub path: String,
+    /// Its Host. `None`: the server's address.
+    pub host: Option<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Good answers in a row that bring a server back.
+    pub healthy: u32,
+    /// Bad ones in a row that take it out.
+    pub unhealthy: u32,
+}
+
+/// When an upstream is not asked at all for a while.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Breaker {
+    /// Opens at such a share of failures within the window. Default 0.5.
+    pub share: f64,
+    pub window: Duration,
+    /// Requests in the window below which it stays closed. Default 20.
+    pub min_requests: u32,
+    /// For how long the first time; doubles with each failed probe.
+    pub open: Duration,
+    /// Requests let through at a time while it is half open; so many successes close it.
+    pub probes: u32,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { share: 0.5, window: Duration::from_secs(10), min_requests: 20, open: Duration::from_secs(5), probes: 3 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +235,8 @@ pub struct RouteCache {
     /// 0.0: off. Default 0.8.
     pub refresh_ahead: f64,
     pub authorization: Authorization,
+    /// Lifetime of error responses with these status codes that say nothing about it.
+    pub negative_ttl: BTreeMap<u16, Duration>,
 }
 
 /// What becomes of responses to requests that carry credentials (Authorization, X-API-Key).

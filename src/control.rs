@@ -1,4 +1,4 @@
-//! The control thread: signals, admin HTTP, metrics text, the watchdog, and the end of the program.
+//! The control thread: signals, admin HTTP, metrics text, the watchdog, names and health of servers, and the end of the program.
 //!
 //! It is ordinary code on a thread of its own, not pinned to a shard's core. It must answer when every shard is stuck, so it only ever
 //! reads what shards share ([`link`]), and each wait for a shard has a deadline. Must not know how a shard works or how commands travel.
@@ -15,6 +15,7 @@ mod page;
 mod process;
 pub mod recorder;
 mod scrape;
+mod servers;
 mod status;
 #[cfg(test)]
 mod strict;
@@ -33,11 +34,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::Config;
+use crate::config::{Config, Endpoint};
 use dispatch::Doorbell;
 use link::{Acks, ShardShared, Shards};
 use listener::Listener;
 use recorder::Recorder;
+use servers::Servers;
 use watchdog::{Finding, Watchdog};
 
 /// How often the watchdog looks at the heartbeats.
@@ -55,6 +57,8 @@ pub struct Control {
     /// The one that the shards registered with.
     pub recorder: Recorder,
     pub config: Arc<Config>,
+    /// The addresses of each upstream's servers, as the shards start with them.
+    pub endpoints: Vec<Vec<Endpoint>>,
     /// Called once, on the control thread, when draining begins; the shards get `Command::Drain` besides.
     pub on_drain: Box<dyn Fn() + Send>,
     /// Whether to take SIGTERM and SIGINT.
@@ -80,6 +84,7 @@ struct State {
     doorbell: Doorbell,
     recorder: Recorder,
     config: Arc<Config>,
+    servers: Rc<Servers>,
     started_mono_ms: u64,
     started_unix_secs: f64,
     draining: Cell<bool>,
@@ -120,6 +125,7 @@ impl Control {
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
+            servers: Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints)),
             shards: self.shards,
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
@@ -132,6 +138,7 @@ impl Control {
         });
         tokio::task::spawn_local(watch(state.clone()));
         tokio::task::spawn_local(live::run(state.clone()));
+        state.servers.spawn(Rc::new(servers::System));
         tokio::select! {
             failed = admin::serve(self.listener, state.clone()) => match failed? {},
             ended = life(&state, &mut signals, self.on_drain, drain_timeout) => Ok(ended),

@@ -29,7 +29,8 @@
 //! what the sender's connections can have asked for. A shard that is about to sleep says so, looks once more, and only then sleeps; a
 //! sender rings the doorbell only of a sleeper ([`io::mailbox`]).
 //!
-//! The **control thread** takes signals, serves the admin address, renders metrics and watches heartbeats ([`control`]). It reads
+//! The **control thread** takes signals, serves the admin address, renders metrics, watches heartbeats, looks names up and checks
+//! the health of servers ([`control`]). It reads
 //! what shards publish and never needs one of them to be well: `/metrics`, `/healthz` and `/status` answer while every shard
 //! stands still. It is the main thread, on an ordinary runtime (tokio, hyper), pinned nowhere.
 //!
@@ -88,6 +89,14 @@
 //! come before refreshing, refreshing before warming, and all background work together never holds more than
 //! `background_share` of the slots. Requests to an upstream without a limit ask nobody, except for background work.
 //!
+//! # Servers of an upstream
+//!
+//! Which server takes a request is each shard's own decision, from what it has in flight itself ([`route::balance`]): two random
+//! choices need no agreement. What a shard learns from its requests it keeps too: ejections ([`route::health`]), the retry budget
+//! ([`route::retry`]) and the circuit breaker ([`route::breaker`]). What costs requests of its own, or blocks, is done once, on the control thread:
+//! health checks and name look-ups (`control::servers`), whose results come to the shards as commands with the whole list, so that
+//! one that was missed is made good by the next. [`io::upstream`] gives the decisions their time and random numbers.
+//!
 //! # Warm lists and refreshing
 //!
 //! The owner of a key also looks after it when it stands on a warm list ([`shard::warm`]): it is fetched at the start, again when a
@@ -105,7 +114,7 @@
 //! | miss | a query is allocated and put to the owner; lease, slot, connection; streamed and collected | [`io::fetch`], [`io::exchange`] |
 //! | pass | slot, connection, both bodies streamed in pieces with back-pressure, never collected | [`io::pass`] |
 //! | tunnel | after a 101 bytes both ways, with a deadline on silence | [`io::tunnel`] |
-//! | idle | an entry in the deadlines and 2 KiB of buffer | [`io::downstream`] |
+//! | idle | a task of 880 bytes, an entry in the deadlines and 1.25 KiB of buffer | [`io::downstream`] |
 //!
 //! A hit allocates nothing, takes no lock and does no atomic read-modify-write: objects are behind an `Rc` of the shard (around the
 //! `Arc` they travel in), counters have one writer, buffers come from a pool of the shard.
@@ -133,8 +142,11 @@
 //!   to end.
 //! - **The wall clock is only compared with what came over the wire.** Ages count on the monotonic one, so a step of the
 //!   wall clock neither revives nor kills an entry.
-//! - **A client that leaves is noticed when something is written to it**, not by reading ahead: it may have closed only its sending side,
-//!   and what it pipelined must not be pulled in while its response is under way. Streams without an end are the exception.
+//! - **A client that leaves is noticed by peeking**, not by reading ahead: what it pipelined must not be pulled in while its response is
+//!   under way. It may have closed only its sending side, so it is given some time ([`io::leaving`]); streams without an end are the
+//!   exception.
+//! - **Hits read ahead**: the writing of one and the reading of what comes next, within the buffer of an idle connection, go to the
+//!   kernel together.
 //! - **New connections beyond the limit are closed**, rather than idle ones sacrificed: what is served goes on.
 //!
 //! # What is not there

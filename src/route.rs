@@ -1,3 +1,9 @@
-//! Which route takes a request. Pure: values in, an index out; knows neither the cache nor any I/O.
+//! Which route takes a request, which server of its upstream, and what becomes of failures. Pure: values, a time and random numbers
+//! in, decisions out; knows neither the cache nor any I/O.
 
+pub mod balance;
+pub mod breaker;
+pub mod health;
+pub mod random;
+pub mod retry;
 pub mod table;

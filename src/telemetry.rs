@@ -84,6 +84,36 @@ impl EvictReason {
     }
 }
 
+/// What became of a wish to send a request again; the value of the metric label `result`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RetryResult {
+    Sent,
+    OverBudget,
+}
+
+impl RetryResult {
+    /// Every result, in the order of `as usize`.
+    pub const ALL: [Self; 2] = [Self::Sent, Self::OverBudget];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::OverBudget => "over_budget",
+        }
+    }
+}
+
+/// A configured server as one shard has it now, all its addresses together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServerLoad {
+    pub inflight: u32,
+    /// Addresses that are left out.
+    pub ejected: u32,
+}
+
 /// A configured route as one shard sees it, by `Outcome as usize`.
 pub struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
@@ -98,6 +128,20 @@ pub struct UpstreamMetrics {
     queue_wait: [Histogram; FetchKind::ALL.len()],
     inflight: Gauge,
     queue: Gauge,
+    retries: [Counter; RetryResult::ALL.len()],
+    breaker_open: Gauge,
+    breaker_half_open: Gauge,
+    breaker_openings: Counter,
+    servers: Vec<ServerMetrics>,
+}
+
+/// A configured server of an upstream as one shard sees it.
+struct ServerMetrics {
+    ok: Counter,
+    failed: Counter,
+    inflight: Gauge,
+    ejected: Gauge,
+    ejections: Counter,
 }
 
 /// The shard itself.
@@ -146,6 +190,46 @@ impl Telemetry {
         let announced = reasons.iter().map(|reason| (*reason, rejected_counter(reason)));
         self.shard.rejected.splice(..0, announced);
         self
+    }
+
+    /// Adds the servers of each upstream, named as configured; call right after `register`.
+    #[must_use]
+    pub fn with_servers(mut self, upstream_names: &[&str], servers: &[Vec<String>]) -> Self {
+        for ((upstream, name), servers) in self.upstreams.iter_mut().zip(upstream_names).zip(servers) {
+            upstream.servers = servers.iter().map(|server| ServerMetrics::register(name, server)).collect();
+        }
+        self
+    }
+
+    /// A request to a server ended.
+    #[inline]
+    pub fn server_done(&self, upstream: usize, server: usize, ok: bool) {
+        let server = &self.upstreams[upstream].servers[server];
+        if ok { server.ok.increment(1) } else { server.failed.increment(1) }
+    }
+
+    pub fn server_ejected(&self, upstream: usize, server: usize) {
+        self.upstreams[upstream].servers[server].ejections.increment(1);
+    }
+
+    pub fn server_loads(&self, upstream: usize, loads: &[ServerLoad]) {
+        for (server, load) in self.upstreams[upstream].servers.iter().zip(loads) {
+            server.inflight.set(load.inflight);
+            server.ejected.set(load.ejected);
+        }
+    }
+
+    pub fn retried(&self, upstream: usize, result: RetryResult) {
+        self.upstreams[upstream].retries[result as usize].increment(1);
+    }
+
+    pub fn breaker_stage(&self, upstream: usize, open: bool, half_open: bool) {
+        self.upstreams[upstream].breaker_open.set(f64::from(u8::from(open)));
+        self.upstreams[upstream].breaker_half_open.set(f64::from(u8::from(half_open)));
+    }
+
+    pub fn breaker_opened(&self, upstream: usize) {
+        self.upstreams[upstream].breaker_openings.increment(1);
     }
 
     /// A client has its whole answer. `route` is the index in the configuration; requests without a route are only `rejected`.
@@ -259,6 +343,36 @@ impl UpstreamMetrics {
             queue_wait: per_kind("pilotlight_upstream_queue_wait_seconds"),
             inflight: gauge!("pilotlight_upstream_inflight", "upstream" => upstream.to_owned()),
             queue: gauge!("pilotlight_upstream_queue", "upstream" => upstream.to_owned()),
+            retries: RetryResult::ALL.map(|result| {
+                let upstream = upstream.to_owned();
+                counter!("pilotlight_upstream_retries_total", "upstream" => upstream, "result" => result.as_str())
+            }),
+            breaker_open: breaker(upstream, "open"),
+            breaker_half_open: breaker(upstream, "half_open"),
+            breaker_openings: counter!("pilotlight_upstream_breaker_openings_total", "upstream" => upstream.to_owned()),
+            servers: Vec::new(),
+        }
+    }
+}
+
+fn breaker(upstream: &str, state: &'static str) -> Gauge {
+    gauge!("pilotlight_upstream_breaker_shards", "upstream" => upstream.to_owned(), "state" => state)
+}
+
+impl ServerMetrics {
+    fn register(upstream: &str, server: &str) -> Self {
+        let (up, at) = (upstream.to_owned(), server.to_owned());
+        let requests = |result: &'static str| {
+            let (upstream, server) = (up.clone(), at.clone());
+            counter!("pilotlight_upstream_server_requests_total", "upstream" => upstream, "server" => server, "result" => result)
+        };
+        let gauge = |name: &'static str| gauge!(name, "upstream" => up.clone(), "server" => at.clone());
+        Self {
+            ok: requests("ok"),
+            failed: requests("failed"),
+            inflight: gauge("pilotlight_upstream_server_inflight"),
+            ejected: gauge("pilotlight_upstream_server_ejected"),
+            ejections: counter!("pilotlight_upstream_server_ejections_total", "upstream" => up.clone(), "server" => at.clone()),
         }
     }
 }
@@ -304,6 +418,16 @@ fn describe() {
     histogram!("pilotlight_upstream_queue_wait_seconds", "Wait for a slot of the upstream.");
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
+    counter!(
+        "pilotlight_upstream_retries_total",
+        "Requests sent again to another server, and those the budget forbade."
+    );
+    gauge!("pilotlight_upstream_breaker_shards", "Shards whose circuit breaker is in that state.");
+    counter!("pilotlight_upstream_breaker_openings_total", "How often a circuit breaker opened, over all shards.");
+    counter!("pilotlight_upstream_server_requests_total", "Requests to each server by result.");
+    gauge!("pilotlight_upstream_server_inflight", "Requests at the server now.");
+    gauge!("pilotlight_upstream_server_ejected", "Shards that leave the server out now, times its addresses.");
+    counter!("pilotlight_upstream_server_ejections_total", "Ejections for failures in a row, over all shards.");
     gauge!("pilotlight_cache_bytes", "Memory held by the cache, index included.");
     gauge!("pilotlight_cache_entries", "Stored responses.");
     counter!("pilotlight_cache_evictions_total", "Entries that left the cache by reason.");

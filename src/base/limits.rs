@@ -4,10 +4,17 @@
 pub const REQUEST_LINE_BYTES_MAX: usize = 8190;
 /// Longest request or response head, the sum of all lines.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Longest single field line of a request: gunicorn's `limit_request_field_size`.
-pub const FIELD_LINE_BYTES_MAX: usize = 8190;
-/// Most field lines in a head: gunicorn's `limit_request_fields`.
+/// Longest single field line of a request: gunicorn's `limit_request_field_size` of 8190, less the CRLF, which it counts, and the
+/// space that we may write after the colon.
+pub const FIELD_LINE_BYTES_MAX: usize = 8187;
+/// Most field lines in a response head, and in the trailers of a message.
 pub const FIELDS_MAX: usize = 100;
+/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, three of X-Forwarded and two
+/// validators.
+pub const FIELDS_ADDED_MAX: usize = 10;
+/// Most field lines in a request head: gunicorn's `limit_request_fields` of 100, less what we add. A request that gunicorn alone
+/// refuses would hand its refusal to everybody who waits for the same fetch.
+pub const REQUEST_FIELDS_MAX: usize = 100 - FIELDS_ADDED_MAX;
 /// Longest method token; the longest registered one has 17 bytes (UPDATEREDIRECTREF).
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Chunk extensions in one message; they are dropped, so only the work of reading them is bounded.
@@ -33,7 +40,9 @@ pub const UNLIMITED_BACKGROUND_MAX: u32 = 8;
 /// Replicas that a shard keeps of other shards' entries.
 pub const REPLICAS_BYTES_SHARE: u64 = 4;
 /// Hits since it was stored that make an entry popular enough to be refreshed ahead.
-pub const POPULAR_HITS_MIN: u32 = 2;
+pub const POPULAR_HITS_MIN: u8 = 2;
+/// Keys that a shard looks through in one tick for those to be refreshed: at 32 bytes each in a row, some tens of microseconds.
+pub const SWEEP_KEYS: usize = 16 * 1024;
 /// First wait after a failed background fetch; doubles up to `BACK_OFF_MS_MAX`.
 pub const BACK_OFF_MS: u64 = 500;
 /// Longest wait between attempts at a warm entry.

@@ -142,8 +142,10 @@ pub fn of_response(
     let (source, lifetime_secs) = lifetime(head.status, view, d, cache, now, initial_age_secs);
     let overridden = source == Source::RouteOverride;
     let strict = !overridden && (d.must_revalidate || d.proxy_revalidate);
+    // The route's windows are meant for answers, not for the lack of one.
+    let negative = cache.negative_ttl.contains_key(&head.status);
     let window = |own: Option<u32>, route: Option<Duration>| {
-        if strict { 0 } else { own.or(route.map(|r| clamp(r.as_secs()))).unwrap_or(0) }
+        if strict { 0 } else { own.or(route.filter(|_| !negative).map(|r| clamp(r.as_secs()))).unwrap_or(0) }
     };
     let validity = Validity {
         received_mono_ms: now.mono_ms,
@@ -180,8 +182,8 @@ fn lifetime(
     initial_age_secs: u32,
 ) -> (Source, u32) {
     // The route's lifetime counts from receipt, so what the response has already aged is added.
-    let ttl =
-        cache.ttl.filter(|_| route_ttl_applies(status)).map(|t| clamp(t.as_secs()).saturating_add(initial_age_secs));
+    let ttl = cache.negative_ttl.get(&status).copied().or(cache.ttl.filter(|_| route_ttl_applies(status)));
+    let ttl = ttl.map(|t| clamp(t.as_secs()).saturating_add(initial_age_secs));
     if let Some(secs) = ttl.filter(|_| cache.override_) {
         return (Source::RouteOverride, secs);
     }
@@ -522,5 +524,29 @@ mod tests {
         let r = response(200, "Pragma: no-cache\r\nETag: \"x\"\r\n");
         let (v, _) = of_response(&r.head, &r.buf, &ResponseDirectives::of(r.view()), &plain, NOW, 0);
         assert!(v.no_cache);
+    }
+
+    #[test]
+    fn errors_live_as_long_as_the_route_says() {
+        let secs = Duration::from_secs;
+        let named = route(|c| {
+            c.negative_ttl = [(404, secs(10)), (502, secs(1))].into();
+            (c.ttl, c.stale_while_revalidate, c.stale_if_error) = (Some(secs(60)), Some(secs(30)), Some(secs(30)));
+        });
+        for (case, status, fields, source, lifetime_secs, window_secs) in [
+            ("a status that is named", 404, "", Source::RouteTtl, 10, 0),
+            ("another one", 410, "", Source::None, 0, 0),
+            ("an error of the server", 502, "", Source::RouteTtl, 1, 0),
+            ("what is no error", 200, "", Source::RouteTtl, 60, 30),
+            ("its own lifetime comes first", 404, "Cache-Control: max-age=3\r\n", Source::Explicit, 3, 0),
+            ("and its own window", 404, "Cache-Control: max-age=3, stale-if-error=7\r\n", Source::Explicit, 3, 7),
+        ] {
+            let response = response(status, fields);
+            let d = ResponseDirectives::of(response.view());
+            let (v, found) = of_response(&response.head, &response.buf, &d, &named, NOW, 0);
+            assert_eq!((found, v.lifetime_secs), (source, lifetime_secs), "{case}");
+            let sie_secs = if source == Source::None { 30 } else { window_secs };
+            assert_eq!(v.sie_secs, sie_secs, "{case}");
+        }
     }
 }

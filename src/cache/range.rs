@@ -27,7 +27,7 @@ pub fn select(request: FieldsView, object: &Object) -> RangeSelection {
     }
     let mut fields = request.all(FieldId::Range);
     match (fields.next(), fields.next()) {
-        (Some(value), None) => one_range(value, object.body.len()).unwrap_or(RangeSelection::Full),
+        (Some(value), None) => one_range(value, object.body().len()).unwrap_or(RangeSelection::Full),
         _ => RangeSelection::Full,
     }
 }
@@ -87,7 +87,7 @@ fn if_range_holds(request: FieldsView, object: &Object) -> bool {
         None => true,
         Some(_) if more.is_some() => false,
         Some(value) if value.starts_with(b"\"") || value.starts_with(b"W/") => {
-            object.etag.as_deref().is_some_and(|etag| Tag::of(value).matches_strongly(Tag::of(etag)))
+            object.etag().is_some_and(|etag| Tag::of(value).matches_strongly(Tag::of(etag)))
         }
         Some(value) => {
             date_is_strong(object) && date::parse(value).is_some_and(|at| validate::modified(object) == Some(at))
@@ -97,7 +97,7 @@ fn if_range_holds(request: FieldsView, object: &Object) -> bool {
 
 /// RFC 9110 §8.8.2.2: Last-Modified is strong when the response was made at least a second later.
 fn date_is_strong(object: &Object) -> bool {
-    let made = lines::first(&object.head, b"date").and_then(date::parse);
+    let made = lines::first(object.head(), b"date").and_then(date::parse);
     made.zip(validate::modified(object)).is_some_and(|(made, modified)| modified < made)
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::freshness::Validity;
-use super::object::Object;
+use super::object::{Object, Parts};
 use super::{lines, vary};
 use crate::base::time::Now;
 use crate::config::{Authorization, RouteCache};
@@ -47,29 +47,27 @@ pub fn response(status: u16, fields: &str) -> Response {
 }
 
 /// A stored response to the given request fields, fresh for a minute from 0.
-pub fn object(key: &str, request_fields: &str, status: u16, fields: &str, body: &'static str) -> Object {
+pub fn object(key: &str, request_fields: &str, status: u16, fields: &str, body: &str) -> Object {
     let response = response(status, fields);
     let request = request(request_fields);
     let vary = match vary::of_response(response.view(), request.view()) {
         vary::Vary::On(spec) => Some(spec),
         _ => None,
     };
-    Object {
-        key: key.as_bytes().into(),
+    Object::new(Parts {
+        key: key.as_bytes(),
         hash: 0,
         status,
-        etag: lines::first(&response.buf, b"etag").map(Into::into),
-        last_modified: lines::first(&response.buf, b"last-modified").map(Into::into),
-        tags: super::object::tags(response.view()),
-        head: response.buf.into(),
-        body: Bytes::from_static(body.as_bytes()),
+        tags: &super::object::tags(response.view()),
+        head: &response.buf,
+        body: Bytes::copy_from_slice(body.as_bytes()),
         validity: Validity { lifetime_secs: 60, ..Validity::default() },
         vary,
-        request: request.buf.into(),
+        request: &request.buf,
         route: 0,
         fetch_ms: 0,
         generation: 0,
-    }
+    })
 }
 
 /// Well after any date in the tests began to count: 2020-09-13T12:26:40Z.
@@ -91,6 +89,7 @@ pub fn route(change: impl FnOnce(&mut RouteCache)) -> RouteCache {
         stale_if_error: None,
         refresh_ahead: 0.8,
         authorization: Authorization::Rfc9111,
+        negative_ttl: std::collections::BTreeMap::new(),
     };
     change(&mut cache);
     cache

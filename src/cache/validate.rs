@@ -4,7 +4,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::admit::{self, NotStored, StoreContext};
-use super::object::{self, Object};
+use super::object::{self, Object, Parts};
 use super::vary::{self, Vary};
 use super::{date, directives::ResponseDirectives, lines};
 use crate::base::time::Now;
@@ -56,8 +56,7 @@ fn if_match_holds(request: FieldsView, object: &Object) -> bool {
 fn any_tag(request: FieldsView, id: FieldId, object: &Object, matches: impl Fn(Tag, Tag) -> bool) -> bool {
     request.all(id).any(|line| {
         // RFC 9110 §13.1.1, §13.1.2: "*" is any representation, and there is one.
-        line == b"*"
-            || object.etag.as_deref().is_some_and(|etag| tags(line).any(|asked| matches(Tag::of(asked), Tag::of(etag))))
+        line == b"*" || object.etag().is_some_and(|etag| tags(line).any(|asked| matches(Tag::of(asked), Tag::of(etag))))
     })
 }
 
@@ -71,13 +70,13 @@ fn unmodified_since(request: FieldsView, id: FieldId, object: &Object) -> Option
     }
     let since = date::parse(value)?;
     // RFC 9111 §4.3.2: without Last-Modified the Date stands in.
-    let changed = modified(object).or_else(|| lines::first(&object.head, b"date").and_then(date::parse))?;
+    let changed = modified(object).or_else(|| lines::first(object.head(), b"date").and_then(date::parse))?;
     Some(changed <= since)
 }
 
 /// When the stored response was last modified, in Unix seconds.
 pub(super) fn modified(object: &Object) -> Option<u64> {
-    object.last_modified.as_deref().and_then(date::parse)
+    object.last_modified().and_then(date::parse)
 }
 
 /// An entity tag (RFC 9110 §8.8.3). One without quotes is compared as it is.
@@ -144,11 +143,11 @@ impl HeadFacts {
     /// shows nothing.
     #[must_use]
     pub fn contradict(&self, object: &Object) -> bool {
-        let differs = |said: &Option<Box<[u8]>>, stored: &Option<Box<[u8]>>| said.is_some() && said != stored;
+        let differs = |said: &Option<Box<[u8]>>, stored: Option<&[u8]>| said.is_some() && said.as_deref() != stored;
         object.status == 200
-            && (differs(&self.etag, &object.etag)
-                || differs(&self.last_modified, &object.last_modified)
-                || self.content_length.is_some_and(|length| length != object.body.len() as u64))
+            && (differs(&self.etag, object.etag())
+                || differs(&self.last_modified, object.last_modified())
+                || self.content_length.is_some_and(|length| length != object.body().len() as u64))
     }
 }
 
@@ -158,9 +157,9 @@ pub fn not_modified_head(out: &mut Vec<u8>, object: &Object) {
     const KEPT: [&[u8]; 8] =
         [b"cache-control", b"cdn-cache-control", b"content-location", b"date", b"etag", b"expires", b"vary", b"via"];
     out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
-    for line in lines::fields(&object.head) {
+    for line in lines::fields(object.head()) {
         let is = |name: &[u8]| line.name.eq_ignore_ascii_case(name);
-        if KEPT.iter().any(|name| is(name)) || (object.etag.is_none() && is(b"last-modified")) {
+        if KEPT.iter().any(|name| is(name)) || (object.etag().is_none() && is(b"last-modified")) {
             out.extend_from_slice(line.raw);
         }
     }
@@ -173,13 +172,13 @@ pub fn revalidation_applies(old: &Object, head304: &ResponseHead, buf: &[u8]) ->
     let view = head304.view(buf);
     if let Some(etag) = view.first(FieldId::Etag) {
         let new = Tag::of(etag);
-        return old.etag.as_deref().map(Tag::of).is_some_and(|old| {
+        return old.etag().map(Tag::of).is_some_and(|old| {
             // A strong validator must match strongly; a weak one is all that a weak comparison needs.
             if new.weak { new.matches_weakly(old) } else { new.matches_strongly(old) }
         });
     }
     match view.first(FieldId::LastModified) {
-        Some(modified) => old.last_modified.as_deref() == Some(modified),
+        Some(modified) => old.last_modified() == Some(modified),
         None => true,
     }
 }
@@ -196,7 +195,7 @@ pub fn freshened(
 ) -> Result<Object, NotStored> {
     debug_assert!(revalidation_applies(old, head304, buf), "the 304 is about another response");
     let view = head304.view(buf);
-    let mut head = updated_head(&old.head, view, cache.store_set_cookie, ctx.now);
+    let mut head = updated_head(old.head(), view, cache.store_set_cookie, ctx.now);
     let stored_len = head.len();
     // An Age is not stored, but counts for the age at this moment.
     if let Some(age) = view.first(FieldId::Age) {
@@ -205,27 +204,24 @@ pub fn freshened(
     let validity = admit::admit(ctx, &lines::parsed(&head, old.status), &head, cache)?;
     head.truncate(stored_len);
     let parsed = lines::parsed(&head, old.status);
-    let own = |id| parsed.view(&head).first(id).map(Box::<[u8]>::from);
-    Ok(Object {
-        key: old.key.clone(),
+    Ok(Object::new(Parts {
+        key: old.key(),
         hash: old.hash,
         status: old.status,
-        body: old.body.clone(),
+        body: old.share_body(),
         validity,
         // RFC 9111 §4.1: a new Vary counts from now on, with the values of the request that was answered with it.
         vary: match vary::of_response(parsed.view(&head), request) {
             Vary::On(spec) => Some(spec),
             Vary::None | Vary::Star => None,
         },
-        etag: own(FieldId::Etag),
-        last_modified: own(FieldId::LastModified),
-        request: old.request.clone(),
-        tags: object::tags(parsed.view(&head)),
+        request: old.request(),
+        tags: &object::tags(parsed.view(&head)),
         route: old.route,
         fetch_ms: ctx.fetch_ms,
         generation: old.generation,
-        head: head.into(),
-    })
+        head: &head,
+    }))
 }
 
 /// RFC 9111 §3.2: each field of the 304 replaces all stored lines of its name.
@@ -428,7 +424,7 @@ mod tests {
         };
         let cache = route(|c| c.store_set_cookie = asked.contains("Cookie"));
         let new = freshened(&old, &r.head, &r.buf, request(asked).view(), &ctx, &cache)?;
-        assert_eq!(new.body.as_ptr(), old.body.as_ptr(), "the body is shared");
+        assert_eq!(new.body(), old.body());
         Ok(new)
     }
 
@@ -446,10 +442,10 @@ mod tests {
             "HTTP/1.1 200 X\r\nContent-MD5: m\r\nContent-Length: 4\r\nY: 3\r\n\
              Date: {now}\r\nCache-Control: max-age=9\r\nETag: \"a\"\r\nContent-Type: u\r\nx: 4\r\nCache-Tag: t1\r\n"
         );
-        assert_eq!(String::from_utf8(new.head.to_vec()).unwrap(), expected);
+        assert_eq!(String::from_utf8(new.head().to_vec()).unwrap(), expected);
         assert_eq!((new.validity.lifetime_secs, new.validity.initial_age_secs), (9, 3));
         assert_eq!(new.validity.received_mono_ms, NOW.mono_ms);
-        assert_eq!((new.etag.as_deref(), new.tags.len()), (Some(&b"\"a\""[..]), 1));
+        assert_eq!((new.etag(), new.tags().count()), (Some(&b"\"a\""[..]), 1));
     }
 
     #[test]
@@ -475,7 +471,7 @@ mod tests {
         let stored = "Cache-Control: public, max-age=1\r\nETag: \"a\"\r\nSet-Cookie: a=b\r\n";
         for (asked, expected) in [("", "a=b"), ("Cookie: x\r\n", "a=c")] {
             let new = refresh_for(asked, stored, "Set-Cookie: a=c\r\n").unwrap();
-            assert_eq!(lines::first(&new.head, b"set-cookie"), Some(expected.as_bytes()), "{asked:?}");
+            assert_eq!(lines::first(new.head(), b"set-cookie"), Some(expected.as_bytes()), "{asked:?}");
         }
     }
 
@@ -485,7 +481,7 @@ mod tests {
         let stored = format!("Date: {}\r\nCache-Control: max-age=60\r\nETag: \"a\"\r\n", at(-1000));
         let new = refresh(&stored, "").unwrap();
         assert_eq!((new.validity.lifetime_secs, new.validity.initial_age_secs), (60, 0));
-        assert_eq!(lines::first(&new.head, b"date"), Some(at(0).as_bytes()));
+        assert_eq!(lines::first(new.head(), b"date"), Some(at(0).as_bytes()));
     }
 
     #[test]
@@ -494,6 +490,6 @@ mod tests {
         assert_eq!(refresh(stored, "Cache-Control: no-store\r\n").err(), Some(NotStored::NoStore));
         assert_eq!(refresh(stored, "Vary: *\r\n").err(), Some(NotStored::VaryStar));
         let new = refresh("ETag: \"a\"\r\nX: 1\r\n", "Cache-Control: max-age=9, private=\"x\"\r\nX: 2\r\n").unwrap();
-        assert_eq!(lines::first(&new.head, b"x"), None, "a withheld field goes");
+        assert_eq!(lines::first(new.head(), b"x"), None, "a withheld field goes");
     }
 }

@@ -2,6 +2,7 @@
 //! Must hold: what compares equal here would get the same response; comparing allocates nothing.
 
 use crate::base::limits::VARY_FIELDS_MAX;
+use crate::base::size_class::allocated_bytes;
 use crate::http::fields::FieldId;
 use crate::http::head::FieldsView;
 
@@ -110,11 +111,17 @@ impl VarySpec {
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         let text = |v: &Value| match v {
-            Value::Text(text) => text.len(),
-            Value::Languages(set) => set.iter().map(|(range, _)| range.len() + size_of::<Language>()).sum(),
+            Value::Text(text) => allocated_bytes(text.len()),
+            Value::Languages(set) => {
+                allocated_bytes(set.len() * size_of::<(Box<[u8]>, Language)>())
+                    + set.iter().map(|(range, _)| allocated_bytes(range.len())).sum::<usize>()
+            }
             Value::Absent | Value::Codings(_) => 0,
         };
-        self.fields.iter().map(|(name, value)| size_of::<(Box<[u8]>, Value)>() + name.len() + text(value)).sum()
+        let each = |(name, value): &(Box<[u8]>, Value)| allocated_bytes(name.len()) + text(value);
+        allocated_bytes(self.fields.len() * size_of::<(Box<[u8]>, Value)>())
+            + self.fields.iter().map(each).sum::<usize>()
+            + self.language.as_ref().map_or(0, |language| allocated_bytes(language.len()))
     }
 }
 
@@ -253,29 +260,36 @@ fn codings_of(name: &[u8], request: FieldsView) -> Option<u8> {
     if name != b"accept-encoding" {
         return None;
     }
-    let lines = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
-    let members = lines.flat_map(|f| f.value.of(request.buf).split(|&b| b == b','));
-    members.map(<[u8]>::trim_ascii).filter(|m| !m.is_empty()).try_fold(0, |set, member| Some(set | coding_bit(member)?))
+    let mut set = 0;
+    for line in request.all(FieldId::AcceptEncoding) {
+        for member in line.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+            set |= coding_bit(member)?;
+        }
+    }
+    Some(set)
+}
+
+/// The bit of a coding's name.
+fn coding(name: &[u8]) -> Option<u8> {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        2 => is(b"br").then_some(1),
+        4 if is(b"gzip") => Some(2),
+        4 => is(b"zstd").then_some(4),
+        6 => is(b"x-gzip").then_some(2),
+        7 => is(b"deflate").then_some(8),
+        8 => is(b"identity").then_some(16),
+        _ => None,
+    }
 }
 
 /// RFC 9110 §12.5.3: 0 for a coding that is refused with `q=0`.
 fn coding_bit(member: &[u8]) -> Option<u8> {
+    if let Some(bit) = coding(member) {
+        return Some(bit);
+    }
     let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
-    let coding = parts.next()?;
-    let is = |n: &str| coding.eq_ignore_ascii_case(n.as_bytes());
-    let bit = if is("br") {
-        1
-    } else if is("gzip") || is("x-gzip") {
-        2
-    } else if is("zstd") {
-        4
-    } else if is("deflate") {
-        8
-    } else if is("identity") {
-        16
-    } else {
-        return None;
-    };
+    let bit = coding(parts.next()?)?;
     let refused = match parts.next() {
         None => false,
         Some(weight) => is_zero_weight(weight)?,

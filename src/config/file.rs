@@ -10,7 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
-use super::units::{Grace, Lifetime, Size, Timeout, parse_duration};
+use super::units::{Grace, Lifetime, Period, Size, Timeout, parse_duration};
 use super::{Authorization, BusyPoll};
 
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +34,7 @@ pub struct Server {
     pub header_timeout: Option<Timeout>,
     pub body_timeout: Option<Timeout>,
     pub drain_timeout: Option<Grace>,
+    pub half_close_timeout: Option<Grace>,
     pub max_connections: Option<NonZeroUsize>,
     pub max_request_body: Option<Size>,
     pub trusted_proxies: Option<Vec<Spanned<String>>>,
@@ -64,9 +65,50 @@ pub struct Upstream {
     pub connect_timeout: Option<Timeout>,
     pub first_byte_timeout: Option<Timeout>,
     pub read_timeout: Option<Timeout>,
+    pub total_timeout: Option<Timeout>,
     pub idle_timeout: Option<Grace>,
+    pub slow_start: Option<Grace>,
+    pub resolve_interval: Option<Period>,
+    pub retries: Option<u32>,
+    pub retry_budget: Option<Share>,
+    pub ejection: Option<Switch<Ejection>>,
+    pub health_check: Option<HealthCheck>,
+    pub breaker: Option<Switch<Breaker>>,
     pub queue_timeout: Option<Grace>,
     pub max_queue: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ejection {
+    pub failures: Option<NonZeroU32>,
+    pub share: Option<Share>,
+    pub min_requests: Option<NonZeroU32>,
+    pub interval: Option<Period>,
+    pub time: Option<Timeout>,
+    pub max_time: Option<Timeout>,
+    pub max_ejected: Option<Share>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    pub path: Spanned<String>,
+    pub host: Option<Spanned<String>>,
+    pub interval: Option<Period>,
+    pub timeout: Option<Timeout>,
+    pub healthy: Option<NonZeroU32>,
+    pub unhealthy: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Breaker {
+    pub share: Option<Share>,
+    pub window: Option<Period>,
+    pub min_requests: Option<NonZeroU32>,
+    pub open: Option<Period>,
+    pub probes: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,6 +133,7 @@ pub struct RouteCache {
     pub stale_if_error: Option<Lifetime>,
     pub refresh_ahead: Option<Share>,
     pub authorization: Option<AuthorizationWord>,
+    pub negative_ttl: BTreeMap<Spanned<String>, Lifetime>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -218,5 +261,31 @@ impl<'de> Deserialize<'de> for CacheSwitch {
             }
         }
         deserializer.deserialize_any(SwitchVisitor)
+    }
+}
+
+/// `false`, `true` (the defaults), or a table.
+#[derive(Debug)]
+pub enum Switch<T> {
+    Off,
+    On(T),
+}
+
+impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SwitchVisitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for SwitchVisitor<T> {
+            type Value = Switch<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("false, true, or a table")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Switch<T>, E> {
+                Ok(if on { Switch::On(T::default()) } else { Switch::Off })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Switch<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Switch::On)
+            }
+        }
+        deserializer.deserialize_any(SwitchVisitor(std::marker::PhantomData))
     }
 }

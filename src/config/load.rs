@@ -15,7 +15,7 @@ use super::error::{ConfigError, Origin, Source, unknown};
 use super::file::{self, File, Shards};
 use super::shards::{allowed_cpus, assign, parse_flag};
 use super::units::print_size;
-use super::{Addr, BusyPoll, Cache, Config, Overrides, Route, Server, Upstream, routes, warm};
+use super::{Addr, BusyPoll, Cache, Config, Ejection, Overrides, Route, Server, Upstream, routes, upstreams, warm};
 
 const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
 const ADMIN_DEFAULT: &str = "127.0.0.1:9180";
@@ -28,6 +28,10 @@ const OBJECT_BYTES_DEFAULT: u64 = 8 << 20;
 const CONNECTIONS_DEFAULT: usize = 20_000;
 const QUEUE_DEFAULT: u32 = 1024;
 const SHARE_DEFAULT: f64 = 0.5;
+const SLOW_START_DEFAULT: Duration = Duration::from_secs(10);
+const RESOLVE_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+const RETRIES_DEFAULT: u32 = 1;
+const RETRY_BUDGET_DEFAULT: f64 = 0.2;
 /// Per upstream; more is a mistake, and every shard keeps state for each.
 const SERVERS_MAX: usize = 256;
 
@@ -158,6 +162,7 @@ fn server(
         header_timeout: file.header_timeout.map_or(Duration::from_secs(30), |time| time.0),
         body_timeout: file.body_timeout.map_or(Duration::from_secs(60), |time| time.0),
         drain_timeout: file.drain_timeout.map_or(Duration::from_secs(30), |time| time.0),
+        half_close_timeout: file.half_close_timeout.map_or(Duration::from_secs(1), |time| time.0),
         max_connections: file.max_connections.map_or(CONNECTIONS_DEFAULT, std::num::NonZeroUsize::get),
         max_request_body: file.max_request_body.map_or(u64::MAX, |size| size.0),
         trusted_proxies: trusted(source, file.trusted_proxies.as_deref())?,
@@ -223,7 +228,15 @@ fn upstream_of(source: Source<'_>, name: &str, file: &file::Upstream, own: &[&Ad
         connect_timeout: file.connect_timeout.map_or(Duration::from_secs(1), |time| time.0),
         first_byte_timeout: file.first_byte_timeout.map_or(Duration::from_secs(30), |time| time.0),
         read_timeout: file.read_timeout.map_or(Duration::from_secs(30), |time| time.0),
+        total_timeout: file.total_timeout.map(|time| time.0),
         idle_timeout: file.idle_timeout.map_or(Duration::from_millis(1500), |time| time.0),
+        slow_start: file.slow_start.map_or(SLOW_START_DEFAULT, |time| time.0),
+        resolve_interval: file.resolve_interval.map_or(RESOLVE_INTERVAL_DEFAULT, |time| time.0),
+        retries: file.retries.unwrap_or(RETRIES_DEFAULT),
+        retry_budget: file.retry_budget.map_or(RETRY_BUDGET_DEFAULT, |share| share.0),
+        ejection: upstreams::ejection(file.ejection.as_ref()),
+        health_check: upstreams::health_check(source, file.health_check.as_ref())?,
+        breaker: upstreams::breaker(file.breaker.as_ref()),
         queue_timeout: file.queue_timeout.map_or(Duration::from_secs(30), |time| time.0),
         max_queue: file.max_queue.unwrap_or(QUEUE_DEFAULT),
         ..plain_upstream(name, servers)
@@ -240,7 +253,15 @@ fn plain_upstream(name: &str, servers: Vec<Addr>) -> Upstream {
         connect_timeout: Duration::from_secs(1),
         first_byte_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),
+        total_timeout: None,
         idle_timeout: Duration::from_millis(1500),
+        slow_start: SLOW_START_DEFAULT,
+        resolve_interval: RESOLVE_INTERVAL_DEFAULT,
+        retries: RETRIES_DEFAULT,
+        retry_budget: RETRY_BUDGET_DEFAULT,
+        ejection: Some(Ejection::default()),
+        health_check: None,
+        breaker: None,
         queue_timeout: Duration::from_secs(30),
         max_queue: QUEUE_DEFAULT,
     }

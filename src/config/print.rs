@@ -83,6 +83,7 @@ fn server(out: &mut Text, server: &Server) {
     out.time("header_timeout", server.header_timeout);
     out.time("body_timeout", server.body_timeout);
     out.time("drain_timeout", server.drain_timeout);
+    out.time("half_close_timeout", server.half_close_timeout);
     out.raw("max_connections", server.max_connections);
     // Unlimited is the absence of the key.
     if server.max_request_body != u64::MAX {
@@ -104,9 +105,44 @@ fn upstream(out: &mut Text, upstream: &Upstream) {
     out.time("connect_timeout", upstream.connect_timeout);
     out.time("first_byte_timeout", upstream.first_byte_timeout);
     out.time("read_timeout", upstream.read_timeout);
+    if let Some(time) = upstream.total_timeout {
+        out.time("total_timeout", time);
+    }
     out.time("idle_timeout", upstream.idle_timeout);
+    out.time("slow_start", upstream.slow_start);
+    out.time("resolve_interval", upstream.resolve_interval);
+    out.raw("retries", upstream.retries);
+    out.share("retry_budget", upstream.retry_budget);
+    failing(out, upstream);
     out.time("queue_timeout", upstream.queue_timeout);
     out.raw("max_queue", upstream.max_queue);
+}
+
+/// The tables about servers that fail, each on a line of its own.
+fn failing(out: &mut Text, upstream: &Upstream) {
+    let time = |time: Duration| quote(&print_duration(time));
+    match &upstream.ejection {
+        None => out.raw("ejection", false),
+        Some(e) => {
+            let (interval, first, most) = (time(e.interval), time(e.time), time(e.max_time));
+            let counts = format!("failures = {}, share = {:?}, min_requests = {}", e.failures, e.share, e.min_requests);
+            let times = format!("interval = {interval}, time = {first}, max_time = {most}");
+            out.raw("ejection", format!("{{ {counts}, {times}, max_ejected = {:?} }}", e.max_ejected));
+        }
+    }
+    if let Some(check) = &upstream.health_check {
+        let host = check.host.as_ref().map_or_else(String::new, |host| format!("host = {}, ", quote(host)));
+        let times = format!("interval = {}, timeout = {}", time(check.interval), time(check.timeout));
+        let counts = format!("healthy = {}, unhealthy = {}", check.healthy, check.unhealthy);
+        out.raw("health_check", format!("{{ path = {}, {host}{times}, {counts} }}", quote(&check.path)));
+    }
+    match &upstream.breaker {
+        None => out.raw("breaker", false),
+        Some(b) => {
+            let counts = format!("share = {:?}, min_requests = {}, probes = {}", b.share, b.min_requests, b.probes);
+            out.raw("breaker", format!("{{ {counts}, window = {}, open = {} }}", time(b.window), time(b.open)));
+        }
+    }
 }
 
 fn route(out: &mut Text, route: &Route, upstream: &str) {
@@ -146,6 +182,11 @@ fn route_cache(out: &mut Text, cache: &RouteCache) {
             Authorization::PerCredential => "per-credential",
         },
     );
+    if !cache.negative_ttl.is_empty() {
+        let pairs = cache.negative_ttl.iter();
+        let pairs = pairs.map(|(status, ttl)| format!("\"{status}\" = {}", quote(&print_duration(*ttl))));
+        out.raw("negative_ttl", format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
+    }
 }
 
 fn warm(out: &mut Text, list: &WarmList) {

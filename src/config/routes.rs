@@ -1,13 +1,15 @@
 //! The `[[routes]]` of the file, checked: every route reaches an upstream, and no two say the same.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use toml::Spanned;
 
 use super::error::{ConfigError, Source};
 use super::file::{self, CacheSwitch};
 use super::load::find_upstream;
+use super::units::Lifetime;
 use super::{Authorization, Route, RouteCache, Upstream};
 
 /// Each route has its own label in every metric and its own counters in every shard.
@@ -57,6 +59,7 @@ impl Default for RouteCache {
             stale_if_error: None,
             refresh_ahead: REFRESH_AHEAD_DEFAULT,
             authorization: Authorization::Rfc9111,
+            negative_ttl: BTreeMap::new(),
         }
     }
 }
@@ -94,7 +97,32 @@ fn route_cache(source: Source<'_>, file: &file::RouteCache) -> Result<RouteCache
         stale_if_error: file.stale_if_error.map(|time| time.0),
         refresh_ahead: file.refresh_ahead.map_or(REFRESH_AHEAD_DEFAULT, |share| share.0),
         authorization: file.authorization.map_or(Authorization::Rfc9111, |word| word.0),
+        negative_ttl: negative_ttl(source, &file.negative_ttl)?,
     })
+}
+
+/// What these say is true of one client and not of the next: stored, one client's refusal would be everybody's.
+const PERSONAL: [u16; 4] = [401, 403, 407, 429];
+
+fn negative_ttl(
+    source: Source<'_>,
+    written: &BTreeMap<Spanned<String>, Lifetime>,
+) -> Result<BTreeMap<u16, Duration>, ConfigError> {
+    let mut ttls = BTreeMap::new();
+    for (text, ttl) in written {
+        let status = text.as_ref().parse().ok().filter(|status| (400..600).contains(status));
+        let Some(status) = status.filter(|_| text.as_ref().len() == 3) else {
+            let message =
+                format!("bad status {:?} in negative_ttl: expected 400 to 599, such as \"404\"", text.as_ref());
+            return Err(source.at(text.span(), message));
+        };
+        if PERSONAL.contains(&status) {
+            let message = format!("{status} depends on who asks, so it cannot be in negative_ttl");
+            return Err(source.at(text.span(), message));
+        }
+        ttls.insert(status, ttl.0);
+    }
+    Ok(ttls)
 }
 
 fn check_path(path: &Spanned<String>) -> Result<String, String> {

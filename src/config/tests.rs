@@ -78,6 +78,7 @@ idle_timeout = "1m 1ms"
 header_timeout = "1s"
 body_timeout = "2s"
 drain_timeout = "0s"
+half_close_timeout = "2s"
 max_connections = 7
 max_request_body = "10MB"
 trusted_proxies = []
@@ -95,7 +96,15 @@ background_share = 1
 connect_timeout = "2s"
 first_byte_timeout = "3s"
 read_timeout = "4s"
+total_timeout = "5s"
 idle_timeout = "0s"
+slow_start = "0s"
+resolve_interval = "1m"
+retries = 3
+retry_budget = 0.1
+ejection = { failures = 2, share = 0.25, min_requests = 3, interval = "1s", time = "2s", max_time = "3s", max_ejected = 1 }
+health_check = { path = "/ok?x", host = "App.internal", interval = "1s", timeout = "500ms", healthy = 1, unhealthy = 2 }
+breaker = { share = 0.75, window = "20s", min_requests = 2, open = "1s", probes = 1 }
 queue_timeout = "6s"
 max_queue = 0
 [[routes]]
@@ -112,6 +121,7 @@ stale_while_revalidate = "1s"
 stale_if_error = "2s"
 refresh_ahead = 0
 authorization = "per-credential"
+negative_ttl = { 404 = "10s", "502" = "1s" }
 [[routes]]
 path = "/b"
 upstream = "a"
@@ -287,6 +297,23 @@ fn mistakes_in_a_file() {
             "[server]\nshards = true",
             "p.toml:6:10: invalid type: boolean `true`, expected \"auto\", a number of shards, or",
         ),
+        (
+            "[routes.cache]\nnegative_ttl = { 200 = '1s' }",
+            "p.toml:6:18: bad status \"200\" in negative_ttl: expected 400 to 599",
+        ),
+        ("[routes.cache]\nnegative_ttl = { 0404 = '1s' }", "p.toml:6:18: bad status \"0404\" in negative_ttl"),
+        ("[routes.cache]\nnegative_ttl = { 401 = '1s' }", "p.toml:6:18: 401 depends on who asks"),
+        (
+            "[upstreams.b]\nservers = [':2']\nhealth_check = { path = 'x' }",
+            "p.toml:7:25: bad path \"x\": expected a path",
+        ),
+        ("[upstreams.b]\nservers = [':2']\nhealth_check = true", "p.toml:7:16: invalid type: boolean `true`"),
+        (
+            "[upstreams.b]\nservers = [':2']\nbreaker = 1",
+            "p.toml:7:11: invalid type: integer `1`, expected false, true",
+        ),
+        ("[upstreams.b]\nservers = [':2']\nbreaker = { x = 1 }", "p.toml:7:13: unknown key `x`"),
+        ("[upstreams.b]\nservers = [':2']\nresolve_interval = '1ms'", "p.toml:7:20: the duration 1ms is out of bounds"),
         ("[upstreams.b]\nservers = []", "p.toml:6:11: the upstream `b` has 0 servers: expected 1 to 256"),
         ("[upstreams.b]\nmax_queue = 1", "p.toml:5:1: missing key `servers`"),
         (

@@ -13,6 +13,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub type Timeout = Time<1, DAY_MS>;
 /// A time that may be zero, and at most a day.
 pub type Grace = Time<0, DAY_MS>;
+/// How often something is done, or over how long it is counted: at least 100 ms, since it is looked at in ticks of 50.
+pub type Period = Time<100, DAY_MS>;
 /// How long something stays usable: at most 366 days, beyond which HTTP lifetimes mean "for ever".
 pub type Lifetime = Time<0, { 366 * DAY_MS }>;
 

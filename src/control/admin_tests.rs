@@ -45,7 +45,7 @@ impl Shards for FakeShards {
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
             Command::HotKeys { answer } => drop(answer.set(vec![(b"h/hot".to_vec(), 5)])),
-            Command::Warm { .. } => {}
+            Command::Warm { .. } | Command::Servers { .. } => {}
         }
         true
     }
@@ -77,6 +77,7 @@ fn config() -> Config {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_millis(300),
+            half_close_timeout: Duration::from_secs(1),
             max_connections: 1000,
             max_request_body: u64::MAX,
             trusted_proxies: Vec::new(),
@@ -125,6 +126,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         acks,
         recorder,
         config: Arc::new(config()),
+        endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         signals,
     };

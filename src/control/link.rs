@@ -1,6 +1,7 @@
 //! What the control thread and the shards share: numbers that one shard writes and control reads, commands, and their acknowledgement.
 //! Nothing here locks, and a shard never waits for control.
 
+use crate::config::Endpoint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,6 +60,8 @@ pub enum Command {
     Warm { id: u64, urls: Vec<(String, String)> },
     /// Tell what clients hit since the last such command, and count hits for some seconds from now.
     HotKeys { answer: Arc<HotKeys> },
+    /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
+    Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }

@@ -24,6 +24,13 @@ fn update(state: &State) {
             gauge!("pilotlight_warm_age_seconds", "list" => warm.list).set(age_secs);
         }
     }
+    for (at, upstream) in state.config.upstreams.iter().enumerate() {
+        for (number, server) in upstream.servers.iter().enumerate() {
+            let up = state.servers.addresses(at, number).iter().any(|(_, up)| *up);
+            let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
+            gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
+        }
+    }
     let now_ms = state.shards.now_mono_ms();
     for (shard, shared) in state.shared().iter().enumerate() {
         if let Some(age_ms) = status::heartbeat_age_ms(shared, now_ms) {
@@ -38,5 +45,9 @@ fn describe() {
     describe_gauge!("pilotlight_warm_entries", "Entries of the warm list.");
     describe_gauge!("pilotlight_warm_filled", "Entries of the warm list that were fetched at least once.");
     describe_gauge!("pilotlight_warm_age_seconds", "Age of the oldest entry of the warm list.");
+    describe_gauge!(
+        "pilotlight_upstream_server_up",
+        "1 when an address of the server is up by its health checks, or without any."
+    );
     describe_gauge!("pilotlight_shard_heartbeat_age_seconds", "Time since the shard's event loop last went round.");
 }

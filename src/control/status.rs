@@ -50,6 +50,24 @@ struct UpstreamStatus {
     max_concurrency: Option<u32>,
     inflight: f64,
     queue: f64,
+    servers: Vec<ServerStatus>,
+}
+
+#[derive(Serialize)]
+struct ServerStatus {
+    /// As configured.
+    server: String,
+    addresses: Vec<AddressStatus>,
+    inflight: f64,
+    /// On so many shards, times its addresses, it is left out.
+    ejected: f64,
+}
+
+#[derive(Serialize)]
+struct AddressStatus {
+    address: String,
+    /// What health checks say; true without them.
+    up: bool,
 }
 
 /// All requests of a route since the start.
@@ -154,13 +172,32 @@ pub(super) fn heartbeat_age_ms(shared: &ShardShared, now_ms: u64) -> Option<u64>
 
 fn upstreams(state: &State) -> Vec<UpstreamStatus> {
     let gauge = |name: &str, upstream: &str| state.recorder.value(name, &[("upstream", upstream)]).unwrap_or(0.0);
-    let upstreams = state.config.upstreams.iter();
+    let upstreams = state.config.upstreams.iter().enumerate();
     upstreams
-        .map(|upstream| UpstreamStatus {
+        .map(|(at, upstream)| UpstreamStatus {
+            servers: servers(state, at),
             name: upstream.name.clone(),
             max_concurrency: upstream.max_concurrency,
             inflight: gauge("pilotlight_upstream_inflight", &upstream.name),
             queue: gauge("pilotlight_upstream_queue", &upstream.name),
+        })
+        .collect()
+}
+
+fn servers(state: &State, at: usize) -> Vec<ServerStatus> {
+    let upstream = &state.config.upstreams[at];
+    let servers = upstream.servers.iter().map(ToString::to_string).enumerate();
+    servers
+        .map(|(number, server)| {
+            let labels = [("upstream", upstream.name.as_str()), ("server", server.as_str())];
+            let gauge = |name: &str| state.recorder.value(name, &labels).unwrap_or(0.0);
+            let addresses = state.servers.addresses(at, number).into_iter();
+            ServerStatus {
+                addresses: addresses.map(|(address, up)| AddressStatus { address, up }).collect(),
+                inflight: gauge("pilotlight_upstream_server_inflight"),
+                ejected: gauge("pilotlight_upstream_server_ejected"),
+                server,
+            }
         })
         .collect()
 }

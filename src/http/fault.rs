@@ -202,14 +202,12 @@ impl Fault {
             Self::BadTarget => "the request target is not a path, an http URI or, for OPTIONS, an asterisk",
             Self::TargetByte => "the request target has a byte that must be percent-encoded, or an encoded NUL",
             Self::RequestLineTooLong => "the request line is longer than 8190 bytes",
-            Self::FieldLineTooLong => "a field line is longer than 8190 bytes",
+            Self::FieldLineTooLong => "a field line is longer than 8187 bytes",
             Self::HeadTooLong => "the head is longer than 32768 bytes",
-            Self::TooManyFields => "the head has more than 100 fields",
+            Self::TooManyFields => "the head has more than 90 fields in a request, or 100 in a response",
             Self::BadFieldName => "a field line has no colon, or a name that is not a token directly before it",
             Self::BadFieldValue => "a field value has a control byte",
-            Self::FramingLookalike => {
-                "a field is named like Content-Length or Transfer-Encoding but with an underscore"
-            }
+            Self::FramingLookalike => "a field is named almost like Content-Length or Transfer-Encoding",
             Self::MissingHost => "an HTTP/1.1 request must have a Host field",
             Self::RepeatedHost => "the Host field is there more than once",
             Self::BadHost => "the host is not a name or an address with an optional port from 1 to 65535",
@@ -245,7 +243,7 @@ mod tests {
             (Fault::RequestLineTooLong, limits::REQUEST_LINE_BYTES_MAX),
             (Fault::FieldLineTooLong, limits::FIELD_LINE_BYTES_MAX),
             (Fault::HeadTooLong, limits::HEAD_BYTES_MAX),
-            (Fault::TooManyFields, limits::FIELDS_MAX),
+            (Fault::TooManyFields, limits::REQUEST_FIELDS_MAX),
         ] {
             assert!(
                 fault.detail().contains(&format!(" {limit} ")) || fault.detail().ends_with(&format!(" {limit} bytes")),

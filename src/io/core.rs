@@ -4,16 +4,18 @@ use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
 use super::fetch;
+use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
-use super::pool::Pool;
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
+use super::upstream::Upstream;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{Addr, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
+use crate::http::head::RequestHead;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
 use crate::shard::query::Query;
@@ -36,8 +38,8 @@ pub struct Common {
     pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
-    /// Resolved addresses of each upstream's servers.
-    pub servers: Vec<Vec<super::pool::Server>>,
+    /// The addresses of each upstream's servers at the start; later ones come as commands.
+    pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
@@ -48,9 +50,12 @@ impl Common {
     /// How long the holder of a lease on this route may take: the sum of all that it may wait for, and some seconds for the body.
     pub fn lease_ms(&self, route: u16) -> u64 {
         let upstream = &self.config.upstreams[self.config.routes[route as usize].upstream];
-        let waits =
-            [upstream.queue_timeout, upstream.connect_timeout, upstream.first_byte_timeout, upstream.read_timeout];
-        waits.iter().map(|wait| wait.as_millis() as u64).sum()
+        let single = matches!(upstream.servers[..], [Addr::Tcp(_) | Addr::Unix(_)]);
+        let attempts = if single { 1 } else { upstream.retries.saturating_add(1) };
+        let attempt = upstream.connect_timeout + upstream.first_byte_timeout;
+        let exchange = attempt.saturating_mul(attempts).saturating_add(upstream.read_timeout);
+        let exchange = upstream.total_timeout.map_or(exchange, |total| exchange.min(total + LEASE_SLACK));
+        (upstream.queue_timeout.saturating_add(exchange)).as_millis() as u64
     }
 }
 
@@ -62,8 +67,9 @@ pub struct Shard {
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
+    pub leaving: Leaving,
     pub spin: Spin,
-    pub pools: Vec<Pool>,
+    pub upstreams: Vec<Upstream>,
     pub telemetry: Telemetry,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
@@ -75,13 +81,24 @@ pub struct Shard {
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    /// Of exactly so many bytes each.
+    idle_buffers: [(usize, RefCell<Vec<Vec<u8>>>); 2],
+    /// The head that is being read: one for all connections, so that idle ones hold none.
+    pub head: RefCell<RequestHead>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
     counted: Cell<Counts>,
 }
 
+/// A deadline that ends an exchange is noticed a little late.
+const LEASE_SLACK: Duration = Duration::from_secs(1);
+/// What an idle connection keeps for the next request's first bytes: most heads fit in.
+pub const SMALL_READ_BYTES: usize = 1280;
+/// The same where the last request did not fit in, and for connections to upstreams.
+pub const LARGE_READ_BYTES: usize = 4096;
 const BUFFERS_MAX: usize = 64;
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
@@ -90,7 +107,12 @@ impl Shard {
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
-        let pools = common.config.upstreams.iter().map(|_| Pool::default()).collect();
+        let servers: Vec<Vec<String>> =
+            common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
+        let telemetry = telemetry.with_servers(&upstreams, &servers);
+        let now_mono_ms = clock::mono_ns() / 1_000_000;
+        let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
+        let upstreams = upstreams.map(|(config, own)| Upstream::new(config, own.clone(), now_mono_ms)).collect();
         let shard = Self {
             id,
             count,
@@ -98,8 +120,9 @@ impl Shard {
             outbox: RefCell::new(outbox),
             replies: Replies::default(),
             deadlines: Deadlines::default(),
+            leaving: Leaving::default(),
             spin: Spin::new(common.config.server.busy_poll),
-            pools,
+            upstreams,
             telemetry,
             draining: Cell::new(false),
             connections: Cell::new(0),
@@ -109,6 +132,8 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
+            idle_buffers: [SMALL_READ_BYTES, LARGE_READ_BYTES].map(|bytes| (bytes, RefCell::default())),
+            head: RefCell::new(RequestHead::new()),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
@@ -148,23 +173,35 @@ impl Shard {
 
     /// A request id that no other request of this process has: 16 hexadecimal digits.
     pub fn request_id(&self) -> [u8; 16] {
+        let mixed = self.random();
+        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+    }
+
+    /// A number that nobody outside can foretell.
+    pub fn random(&self) -> u64 {
         let id = self.request_ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.request_ids.set(id);
-        let mixed = self.common.hasher.hash_one(id);
-        std::array::from_fn(|at| b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15])
+        self.common.hasher.hash_one(id)
     }
 
     /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
     pub fn take_buffer(&self) -> Vec<u8> {
-        self.buffers.borrow_mut().pop().unwrap_or_default()
+        self.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MIN))
     }
 
     pub fn put_buffer(&self, mut buffer: Vec<u8>) {
-        let mut buffers = self.buffers.borrow_mut();
-        if buffers.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
+        let idle = self.idle_buffers.iter().find(|(size, _)| *size == buffer.capacity());
+        let mut kept = idle.map_or(&self.buffers, |(_, kept)| kept).borrow_mut();
+        if kept.len() < BUFFERS_MAX && (1..=BUFFER_BYTES_MAX).contains(&buffer.capacity()) {
             buffer.clear();
-            buffers.push(buffer);
+            kept.push(buffer);
         }
+    }
+
+    /// A buffer that an idle connection may keep, of the store or newly made.
+    pub fn take_idle_buffer(&self, bytes: usize) -> Vec<u8> {
+        let kept = self.idle_buffers.iter().find_map(|(size, kept)| (*size == bytes).then(|| kept.borrow_mut().pop()));
+        kept.flatten().unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     pub fn is_trusted(&self, peer: Option<IpAddr>) -> bool {
@@ -273,6 +310,11 @@ impl Shard {
                 // Each answer belongs to one command, so it is not set yet.
                 let _ = answer.set(self.with_state(|state| state.take_hot_keys(now)));
             }
+            Command::Servers { upstream, endpoints } => {
+                let at = upstream as usize;
+                let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
+                self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
+            }
             Command::Drain => self.start_drain(),
         }
     }
@@ -310,12 +352,9 @@ impl Shard {
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
-        let mut queued = vec![0; self.inflight.len()];
-        for (upstream, _, waiting) in state.slot_use() {
-            queued[upstream as usize] = waiting as u32;
-        }
-        for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
-            telemetry.upstream_load(upstream, running.get(), queued);
+        for (upstream, running) in self.inflight.iter().enumerate() {
+            let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
+            telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);

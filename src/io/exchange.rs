@@ -1,10 +1,12 @@
-//! One request to an upstream, up to the head of its response: a slot, a connection, the request, the answer's first bytes.
+//! One request to an upstream, up to the head of its response: the breaker, a slot, a server, a connection, the request, the answer's
+//! first bytes; and all of it from the server on once more, where that is safe.
 
 use super::body::{BodyError, BodyReader, CHUNK_BYTES, Source};
 use super::core::Shard;
 use super::deadlines::Expiry;
 use super::pool::{self, UpstreamConn};
 use super::reply::Leftover;
+use super::upstream::{self, Place, Trial};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
 use crate::http::chunked;
@@ -13,7 +15,9 @@ use crate::http::framing::BodyLength;
 use crate::http::head::ResponseHead;
 use crate::http::hops;
 use crate::http::parse::{self, Parsed};
-use crate::shard::message::{Failure, Reply};
+use crate::route::health::Sign;
+use crate::route::retry::{self, Attempted, Loss, Verdict};
+use crate::shard::message::{Failure, Reply, Token};
 use crate::shard::query::Query;
 use crate::telemetry::FetchResult;
 use std::future::poll_fn;
@@ -31,20 +35,33 @@ pub struct Exchange {
     /// Nothing of the request is left to be sent, so the connection may be used again.
     pub request_sent: bool,
     pub slot: SlotGuard,
+    place: Place,
     pub started_mono_ms: u64,
 }
 
 impl Exchange {
     /// Puts the connection back when everything on it was complete, and ends the upstream's part of the request.
     pub fn finish(self) {
-        let Self { conn, head, body, request_sent, slot, .. } = self;
+        let Self { conn, head, body, request_sent, slot, place, .. } = self;
         let clean = request_sent && head.keep_alive && body.is_done() && conn.source.bytes().is_empty();
         let shard = Rc::clone(&slot.shard);
         let upstream = slot.upstream;
         if clean {
-            shard.pools[upstream as usize].put(conn, shard.mono_ms());
+            shard.upstreams[upstream as usize].pool.put(conn, shard.mono_ms());
         }
+        // The server is free before somebody else gets the slot.
+        drop(place);
         drop(slot);
+    }
+
+    /// Its body could not be read to the end: that is the server's failure. Says how it is called.
+    pub fn broke(&self, error: BodyError) -> Failure {
+        self.place.observe(Sign::Failure);
+        match error {
+            BodyError::Timeout if self.slot.shard.mono_ms() >= self.conn.source.until_mono_ms => TOTAL_TIMEOUT,
+            BodyError::Timeout => FIRST_BYTE_TIMEOUT,
+            BodyError::Cut | BodyError::Malformed | BodyError::TooLarge => CUT,
+        }
     }
 }
 
@@ -94,6 +111,10 @@ pub async fn start(
 ) -> Result<Exchange, Failure> {
     let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
     let asked_mono_ms = shard.mono_ms();
+    let Some(trial) = Trial::begin(shard, upstream) else {
+        shard.telemetry.fetch_done(upstream as usize, plan.kind, FetchResult::Overloaded, Duration::ZERO);
+        return Err(shard.upstreams[upstream as usize].breaker_failure());
+    };
     let slot = acquire(shard, upstream, plan.query.route, plan.kind).await;
     let started_mono_ms = shard.mono_ms();
     let waited = Duration::from_millis(started_mono_ms - asked_mono_ms);
@@ -101,7 +122,12 @@ pub async fn start(
         shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
     })?;
     shard.telemetry.queue_waited(upstream as usize, plan.kind, waited);
-    let result = attempt(shard, plan, upstream, &mut upload, &mut interim).await;
+    let total = shard.common.config.upstreams[upstream as usize].total_timeout;
+    let until = total.map_or(u64::MAX, |total| started_mono_ms.saturating_add(total.as_millis() as u64));
+    let mut cancelled = Cancelled { shard, upstream, kind: plan.kind, started_mono_ms, armed: true };
+    let result = attempt(shard, plan, upstream, until, &mut upload, &mut interim).await;
+    cancelled.armed = false;
+    shard.upstreams[upstream as usize].judge(trial, &result.as_ref().map(|(_, head, ..)| head.status).map_err(|f| *f));
     let elapsed = Duration::from_millis(shard.mono_ms() - started_mono_ms);
     let label = match &result {
         Ok((_, head, ..)) if head.status >= 500 => FetchResult::ServerError,
@@ -109,9 +135,42 @@ pub async fn start(
         Err(failure) => result_of(*failure),
     };
     shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
-    let (conn, head, head_buf, request_sent) = result?;
+    let (conn, head, head_buf, request_sent, place) = result?;
     let body = BodyReader::new(head.body);
-    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, started_mono_ms })
+    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, place, started_mono_ms })
+}
+
+/// Counts an exchange that is dropped before there was a response: its client has left.
+struct Cancelled<'a> {
+    shard: &'a Shard,
+    upstream: u16,
+    kind: FetchKind,
+    started_mono_ms: u64,
+    armed: bool,
+}
+
+impl Drop for Cancelled<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let elapsed = Duration::from_millis(self.shard.mono_ms() - self.started_mono_ms);
+            self.shard.telemetry.fetch_done(self.upstream as usize, self.kind, FetchResult::Cancelled, elapsed);
+        }
+    }
+}
+
+/// Leaves the queue when its task is dropped, or out of time.
+struct Queued<'a> {
+    shard: &'a Rc<Shard>,
+    upstream: u16,
+    token: Option<Token>,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            self.shard.with_state(|state| state.slot_cancel(self.upstream, token));
+        }
+    }
 }
 
 async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) -> Result<SlotGuard, Failure> {
@@ -122,59 +181,119 @@ async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) 
     if limited {
         let leftover = Leftover::Slot { upstream, route, kind };
         let within_ms = config.queue_timeout.as_millis() as u64;
-        let mut asked = None;
+        let mut queued = Queued { shard, upstream, token: None };
+        let place = &mut queued.token;
         let reply = shard
             .ask(leftover, within_ms, |state, token| {
-                asked = Some(token);
+                *place = Some(token);
                 state.slot_ask(upstream, route, kind, token);
             })
             .await;
+        if reply.is_some() {
+            queued.token = None;
+        }
         match reply {
             Some(Reply::Slot) => {}
             Some(_) => return Err(QUEUE_FULL),
-            None => {
-                if let Some(token) = asked {
-                    shard.with_state(|state| state.slot_cancel(upstream, token));
-                }
-                return Err(QUEUE_TIMEOUT);
-            }
+            None => return Err(QUEUE_TIMEOUT),
         }
     }
     shard.inflight(upstream, true);
     Ok(SlotGuard { shard: Rc::clone(shard), upstream, route, kind, held: limited })
 }
 
-type Answer = (UpstreamConn, ResponseHead, Vec<u8>, bool);
+type Reached = (UpstreamConn, ResponseHead, Vec<u8>, bool);
+type Answer = (UpstreamConn, ResponseHead, Vec<u8>, bool, Place);
 
 async fn attempt(
     shard: &Rc<Shard>,
     plan: &Plan<'_>,
     upstream: u16,
+    until_mono_ms: u64,
     upload: &mut Option<Upload<'_>>,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Answer, Failure> {
-    let idle_ms = shard.common.config.upstreams[upstream as usize].idle_timeout.as_millis() as u64;
-    let pool = &shard.pools[upstream as usize];
-    let server = pool.turn(shard.common.servers[upstream as usize].len());
-    if let Some(conn) = pool.take(server, idle_ms, shard.mono_ms()) {
-        match converse(shard, plan, upstream, conn, upload, interim).await {
-            // RFC 9110 §9.2.2, RFC 9112 §9.3.1: a connection that died before a byte of the answer came is tried once more, if
-            // the method is idempotent and no body was used up.
-            Err(Trouble { failure, silent: true })
-                if plan.query.head.method.is_idempotent()
-                    && upload.as_ref().is_none_or(|upload| upload.body.read_bytes == 0)
-                    && failure.label == CLOSED.label => {}
-            other => return other.map_err(|trouble| trouble.failure),
+    let this = &shard.upstreams[upstream as usize];
+    this.deposit();
+    let mut retries_left = shard.common.config.upstreams[upstream as usize].retries;
+    let mut tried = Vec::new();
+    let mut next = this.pick(&tried, shard.random(), shard.mono_ms()).ok_or(pool::UNREACHABLE)?;
+    loop {
+        let place = Place::take(shard, upstream, next);
+        let trouble = match reach(shard, plan, &place, until_mono_ms, upload, interim).await {
+            Ok((conn, head, head_buf, sent)) => return Ok((conn, head, head_buf, sent, place)),
+            Err(trouble) => trouble,
+        };
+        drop(place);
+        let body_used = upload.as_ref().is_some_and(|upload| upload.body.read_bytes > 0);
+        let attempted = Attempted { idempotent: plan.query.head.method.is_idempotent(), body_used, retries_left };
+        let Verdict::Again { paid } = retry::verdict(trouble.loss, attempted) else { return Err(trouble.failure) };
+        tried.push(next);
+        match this.pick(&tried, shard.random(), shard.mono_ms()) {
+            Some(other) if shard.mono_ms() < until_mono_ms && upstream::may_retry(shard, upstream, paid) => {
+                next = other
+            }
+            _ => return Err(trouble.failure),
         }
+        retries_left -= 1;
     }
-    let conn = pool::connect(shard, upstream, server).await?;
-    converse(shard, plan, upstream, conn, upload, interim).await.map_err(|trouble| trouble.failure)
 }
 
-/// A failure, and whether the upstream had not said a thing yet.
+/// One attempt at one server, on a connection that waits or a new one.
+async fn reach(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    place: &Place,
+    until_mono_ms: u64,
+    upload: &mut Option<Upload<'_>>,
+    interim: &mut impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Reached, Trouble> {
+    let upstream = place.upstream;
+    let config = &shard.common.config.upstreams[upstream as usize];
+    let this = &shard.upstreams[upstream as usize];
+    if let Some(conn) = this.pool.take(place.server, config.idle_timeout.as_millis() as u64, shard.mono_ms()) {
+        match converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await {
+            // RFC 9110 §9.2.2, RFC 9112 §9.3.1: a connection that died before a byte of the answer came is tried once more, if
+            // the method is idempotent and no body was used up. It says nothing of the server, which may close what is idle.
+            Err(Trouble { failure: CLOSED, loss: Loss::Unanswered })
+                if plan.query.head.method.is_idempotent()
+                    && upload.as_ref().is_none_or(|upload| upload.body.read_bytes == 0) => {}
+            result => return observed(place, result),
+        }
+    }
+    let left = Duration::from_millis(until_mono_ms.saturating_sub(shard.mono_ms()));
+    let addr = this.addr(place.server).ok_or(Trouble { failure: pool::UNREACHABLE, loss: Loss::Unsent })?;
+    let connected = pool::connect(shard, place.server, &addr, config.connect_timeout.min(left)).await;
+    let result = match connected {
+        Ok(conn) => converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await,
+        Err(failure) => Err(Trouble { failure, loss: Loss::Unsent }),
+    };
+    observed(place, result)
+}
+
+/// Tells what an attempt has shown of its server.
+fn observed(place: &Place, result: Result<Reached, Trouble>) -> Result<Reached, Trouble> {
+    let status = result.as_ref().map(|(_, head, ..)| head.status).map_err(|trouble| trouble.failure);
+    if let Some(ok) = is_well(&status) {
+        place.observe(if ok { Sign::Success } else { Sign::Failure });
+    }
+    result
+}
+
+/// Whether an upstream that answers like this is well; `None` when it is not to blame.
+pub fn is_well(result: &Result<u16, Failure>) -> Option<bool> {
+    match *result {
+        // What stands between us and the application says that it cannot reach it, or has too much to do.
+        Ok(status) => Some(!matches!(status, 502..=504)),
+        Err(CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE) => None,
+        Err(_) => Some(false),
+    }
+}
+
+/// A failure, and how far the attempt had come.
 struct Trouble {
     failure: Failure,
-    silent: bool,
+    loss: Loss,
 }
 
 async fn converse(
@@ -182,9 +301,10 @@ async fn converse(
     plan: &Plan<'_>,
     upstream: u16,
     mut conn: UpstreamConn,
+    until_mono_ms: u64,
     upload: &mut Option<Upload<'_>>,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
-) -> Result<Answer, Trouble> {
+) -> Result<Reached, Trouble> {
     let config = &shard.common.config.upstreams[upstream as usize];
     let first_byte_ms = config.first_byte_timeout.as_millis() as u64;
     let mut out = shard.take_buffer();
@@ -205,7 +325,8 @@ async fn converse(
         },
     );
     let deadline = conn.source.deadline;
-    let by = shard.mono_ms() + first_byte_ms;
+    conn.source.until_mono_ms = until_mono_ms;
+    let by = (shard.mono_ms() + first_byte_ms).min(until_mono_ms);
     let (result, out) = conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
     shard.put_buffer(out);
     // An upstream that does not take the request may have answered it all the same (an early error): so read on.
@@ -214,7 +335,7 @@ async fn converse(
         Some(upload) if request_sent && !upload.body.is_done() => {
             let UpstreamConn { source, write, .. } = &mut conn;
             let length = plan.query.head.body;
-            let mut sending = pin!(send_body(shard, write, deadline, length, upload, first_byte_ms));
+            let mut sending = pin!(send_body(shard, write, deadline, length, upload, (first_byte_ms, until_mono_ms)));
             let mut reading = pin!(read_head(shard, source, plan, Waiting::Upload(first_byte_ms), interim));
             let mut sent = None;
             let answer = poll_fn(|cx| {
@@ -225,10 +346,10 @@ async fn converse(
                     if let Some(Err(failure)) = sent
                         && failure.label != CLOSED.label
                     {
-                        return Poll::Ready(Err(Trouble { failure, silent: true }));
+                        return Poll::Ready(Err(Trouble { failure, loss: Loss::Final }));
                     }
                     // From now on the upstream's time counts.
-                    let by = shard.mono_ms() + first_byte_ms;
+                    let by = (shard.mono_ms() + first_byte_ms).min(until_mono_ms);
                     shard.deadlines.arm(deadline, by, Expiry::Both);
                 }
                 reading.as_mut().poll(cx)
@@ -260,16 +381,16 @@ async fn read_head(
 ) -> Result<(ResponseHead, Vec<u8>), Trouble> {
     let mut head = ResponseHead::new();
     let mut interims = 0;
-    let mut silent = true;
+    let mut loss = Loss::Unanswered;
     loop {
         let bytes = source.bytes();
         if !bytes.is_empty() {
-            silent = false;
+            loss = Loss::Final;
             match parse::response(bytes, plan.query.head.method, &mut head) {
                 Ok(Parsed::Complete) if (100..200).contains(&head.status) && head.status != 101 => {
                     interims += 1;
                     if interims > limits::INTERIM_RESPONSES_MAX {
-                        return Err(Trouble { failure: TOO_MANY_INTERIM, silent });
+                        return Err(Trouble { failure: TOO_MANY_INTERIM, loss });
                     }
                     interim(&head, bytes);
                     source.consume(head.head_len);
@@ -283,7 +404,7 @@ async fn read_head(
                 Ok(Parsed::Partial) => {}
                 Err(error) => {
                     let failure = Failure { status: 502, label: error.label(), detail: error.detail() };
-                    return Err(Trouble { failure, silent });
+                    return Err(Trouble { failure, loss });
                 }
             }
         }
@@ -294,8 +415,12 @@ async fn read_head(
         match source.fill(4096, by, Expiry::Both).await {
             Ok(count) if count > 0 => {}
             _ => {
-                let failure = if shard.deadlines.fired(source.deadline) { FIRST_BYTE_TIMEOUT } else { CLOSED };
-                return Err(Trouble { failure, silent });
+                let failure = match shard.deadlines.fired(source.deadline) {
+                    true if shard.mono_ms() >= source.until_mono_ms => TOTAL_TIMEOUT,
+                    true => FIRST_BYTE_TIMEOUT,
+                    false => CLOSED,
+                };
+                return Err(Trouble { failure, loss });
             }
         }
     }
@@ -304,14 +429,14 @@ async fn read_head(
 fn accept(plan: &Plan<'_>, head: ResponseHead, head_buf: Vec<u8>) -> Result<(ResponseHead, Vec<u8>), Trouble> {
     // RFC 9110 §15.2.2: 101 only where the client asked for an upgrade.
     if head.status == 101 && plan.query.head.upgrade.is_none() {
-        return Err(Trouble { failure: UNASKED_SWITCH, silent: false });
+        return Err(Trouble { failure: UNASKED_SWITCH, loss: Loss::Final });
     }
     // RFC 9110 §15.2.2: and to what it asked for; other bytes than those of that protocol would follow.
     if head.status == 101
         && let Some(asked) = plan.query.head.upgrade
         && !hops::is_switch_to(asked.of(&plan.query.buf), head.view(&head_buf))
     {
-        return Err(Trouble { failure: OTHER_SWITCH, silent: false });
+        return Err(Trouble { failure: OTHER_SWITCH, loss: Loss::Final });
     }
     Ok((head, head_buf))
 }
@@ -322,7 +447,7 @@ async fn send_body(
     deadline: super::deadlines::DeadlineKey,
     length: BodyLength,
     upload: &mut Upload<'_>,
-    silence_ms: u64,
+    (silence_ms, until_mono_ms): (u64, u64),
 ) -> Result<(), Failure> {
     let mut data = shard.take_buffer();
     let mut framed = shard.take_buffer();
@@ -339,7 +464,10 @@ async fn send_body(
         if upload.body.read_bytes > upload.bytes_max {
             return Err(BODY_TOO_LARGE);
         }
-        let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + silence_ms, Expiry::Both);
+        let arm = || {
+            let by = (shard.mono_ms() + silence_ms).min(until_mono_ms);
+            shard.deadlines.arm(deadline, by, Expiry::Both);
+        };
         let result = if chunked {
             framed.clear();
             if !data.is_empty() {
@@ -370,7 +498,7 @@ async fn send_body(
 fn result_of(failure: Failure) -> FetchResult {
     match failure {
         pool::REFUSED | pool::UNREACHABLE => FetchResult::Refused,
-        pool::CONNECT_TIMEOUT | FIRST_BYTE_TIMEOUT => FetchResult::Timeout,
+        pool::CONNECT_TIMEOUT | FIRST_BYTE_TIMEOUT | TOTAL_TIMEOUT => FetchResult::Timeout,
         CLOSED => FetchResult::Reset,
         QUEUE_FULL | QUEUE_TIMEOUT => FetchResult::Overloaded,
         CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE => FetchResult::Cancelled,
@@ -384,6 +512,13 @@ pub const QUEUE_TIMEOUT: Failure =
     Failure { status: 503, label: "upstream_queue_timeout", detail: "the upstream had no slot in time" };
 pub const FIRST_BYTE_TIMEOUT: Failure =
     Failure { status: 504, label: "upstream_timeout", detail: "the upstream did not answer in time" };
+pub const TOTAL_TIMEOUT: Failure = Failure {
+    status: 504,
+    label: "upstream_total_timeout",
+    detail: "the upstream's response was not complete within total_timeout",
+};
+pub const CUT: Failure =
+    Failure { status: 502, label: "upstream_cut", detail: "the upstream's response ended before it was complete" };
 pub const CLOSED: Failure = Failure {
     status: 502,
     label: "upstream_closed",

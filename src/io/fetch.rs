@@ -1,21 +1,21 @@
 //! A fetch under a lease: it runs by itself, so that it goes on when the client that started it leaves, and it always tells
 //! the owner of the key how it ended.
 
-use super::body::{BodyError, CHUNK_BYTES};
+use super::body::CHUNK_BYTES;
 use super::core::Shard;
 use super::deadlines::Expiry;
 use super::exchange::{self, Exchange, Plan};
 use super::notify::Notify;
 use crate::base::outcome::FetchKind;
+use crate::base::size_class::allocated_bytes;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
 use crate::cache::freshness::{self, Validity};
-use crate::cache::object::{self, Object};
+use crate::cache::object::{self, Object, Parts};
 use crate::cache::vary::{self, Vary};
 use crate::cache::{key, lines, validate};
 use crate::config::RouteCache;
 use crate::http::encode::{self, Forward, Validators};
-use crate::http::fields::FieldId;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, ResponseHead};
 use crate::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId};
@@ -134,8 +134,8 @@ pub async fn run(
     let seen = flight.as_ref().map_or_else(Weak::new, Rc::downgrade);
     let mut guard = LeaseGuard { shard: Rc::clone(&shard), hash: query.hash, lease, open: true, flight: seen };
     let validators = stale.as_ref().map_or_else(Validators::default, |stale| Validators {
-        etag: stale.etag.as_deref(),
-        last_modified: stale.last_modified.as_deref(),
+        etag: stale.etag(),
+        last_modified: stale.last_modified(),
     });
     let mut plan = Plan { query: &query, kind, for_cache: true, validators };
     let mut interim = |head: &ResponseHead, buf: &[u8]| {
@@ -189,9 +189,6 @@ pub const STRAY_304: Failure = Failure {
     label: "upstream_stray_304",
     detail: "the upstream answered 304 to a request that it does not fit",
 };
-pub const CUT: Failure =
-    Failure { status: 502, label: "upstream_cut", detail: "the upstream's response ended before it was complete" };
-
 fn fail(guard: &mut LeaseGuard, flight: Option<&Flight>, failure: Failure, stale: Option<Arc<Object>>) {
     guard.end(FetchOutcome::Failed(failure));
     if let Some(flight) = flight {
@@ -236,11 +233,11 @@ fn not_modified(
     let fresh = validate::freshened(&old, &exchange.head, &exchange.head_buf, query.view(), &context, &cache);
     exchange.finish();
     match fresh {
-        Ok(object) => {
-            let mut object = Object { generation, ..object };
+        Ok(mut object) => {
+            object.generation = generation;
             if object.vary != old.vary {
                 // What it varies on now are the values of this request, so this is the one to repeat.
-                object.request = request_as_sent(query);
+                object = object.with_request(&request_as_sent(query));
             }
             let object = Arc::new(object);
             guard.end(FetchOutcome::Stored(Arc::clone(&object)));
@@ -320,7 +317,7 @@ async fn collect(
         let (result, read) = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both).await;
         piece = read;
         if let Err(error) = result {
-            let failure = if error == BodyError::Timeout { exchange::FIRST_BYTE_TIMEOUT } else { CUT };
+            let failure = exchange.broke(error);
             guard.end(FetchOutcome::Failed(failure));
             return flight.set(Stage::Cut);
         }
@@ -376,7 +373,10 @@ fn build(
     validity: Validity,
     fetch_ms: u32,
 ) -> Object {
-    body.shrink_to_fit();
+    // Anew, because the allocator leaves what it makes smaller by less than half where it is, and the cache counts by length.
+    if allocated_bytes(body.capacity()) > allocated_bytes(body.len()) {
+        body = body.as_slice().to_vec();
+    }
     let view = head.view(head_buf);
     let mut stored = Vec::with_capacity(head_buf.len() + 128);
     let now = shard.now();
@@ -385,27 +385,24 @@ fn build(
     // RFC 9111 §5.2.2.4, §5.2.2.7: fields that no-cache="…" or private="…" names are for this one client.
     let withheld = ResponseDirectives::of(view).withheld;
     let stored = lines::without(stored, |name| withheld.iter().any(|field| field.eq_ignore_ascii_case(name)));
-    let own = |id| view.first(id).map(Box::<[u8]>::from);
     let vary = match vary::of_response(view, query.view()) {
         Vary::On(spec) => Some(spec),
         Vary::None | Vary::Star => None,
     };
-    Object {
-        key: query.key.clone(),
+    Object::new(Parts {
+        key: &query.key,
         hash: query.hash,
         status: head.status,
-        head: stored.into_boxed_slice(),
+        head: &stored,
         body: body.into(),
         validity,
         vary,
-        etag: own(FieldId::Etag),
-        last_modified: own(FieldId::LastModified),
-        request: request_as_sent(query),
-        tags: object::tags(view),
+        request: &request_as_sent(query),
+        tags: &object::tags(view),
         route: query.route,
         fetch_ms,
         generation: shard.state.borrow_mut().next_generation(),
-    }
+    })
 }
 
 /// What to send again when the entry is refreshed without a client.

@@ -1,5 +1,6 @@
 //! Listening sockets: bound once, deliberately, before any shard runs; and the tasks that accept on them.
 
+use super::clock;
 use super::core::Shard;
 use super::downstream::{self, Client};
 use super::mailbox::Parcel;
@@ -7,16 +8,18 @@ use super::stream::Connected;
 use crate::config::Addr;
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::future::{Future, poll_fn};
+use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Accepts in flight for each listener of a shard, so that a burst of connections is taken with one entry into the kernel.
@@ -168,7 +171,10 @@ async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
         match listener.accept().await {
             Ok((stream, _)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
-                None => admit(&shard, Connected::unix(stream)),
+                None => match Connected::unix(stream) {
+                    Ok(connected) => admit(&shard, connected),
+                    Err(error) => pause(&shard, &error).await,
+                },
             },
             Err(error) => pause(&shard, &error).await,
         }
@@ -180,7 +186,8 @@ async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
 fn emptier(shard: &Shard) -> Option<usize> {
     let clients = |at: usize| shard.common.clients[at].load(Ordering::Relaxed);
     let fewest = (0..shard.count).min_by_key(|at| (clients(*at), *at != shard.id))?;
-    (clients(fewest) < clients(shard.id) && !shard.draining.get()).then_some(fewest)
+    // Counts move while they are read: this shard may have fewer than itself a moment ago.
+    (fewest != shard.id && clients(fewest) < clients(shard.id) && !shard.draining.get()).then_some(fewest)
 }
 
 fn hand_over(shard: &Shard, to: usize, fd: RawFd, family: Family) {
@@ -235,13 +242,23 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
             let peer = stream.peer_addr()?;
             Ok(Connected::tcp(TcpStream::from_std(stream)?, peer))
         }
-        Family::Unix => Ok(Connected::unix(UnixStream::from_std(fd.into())?)),
+        Family::Unix => Connected::unix(UnixStream::from_std(fd.into())?),
     }
+}
+
+thread_local! {
+    /// When this shard last said that it cannot accept.
+    static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
 }
 
 async fn pause(shard: &Shard, error: &io::Error) {
     if !shard.draining.get() {
-        tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
+        // All accepts of a shard fail together, twenty times a second: the log is told once a second.
+        let now = clock::mono_ns();
+        if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
+            COMPLAINED_NS.set(now);
+            tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
+        }
         monoio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
@@ -258,16 +275,25 @@ fn admit(shard: &Rc<Shard>, connected: Connected) {
 
 /// Polls `future` and ends it when it panics, so that a panic in one connection hurts only that connection. Its own drop code
 /// closes what it held.
-pub async fn catch(future: impl Future<Output = ()>) {
-    let mut future = std::pin::pin!(future);
-    poll_fn(|cx| {
+pub fn catch<F: Future<Output = ()>>(future: F) -> Caught<F> {
+    Caught(future)
+}
+
+/// A type rather than an async function, which would have room for the future twice: as an argument, and where it is pinned.
+pub struct Caught<F>(F);
+
+impl<F: Future<Output = ()>> Future for Caught<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: the future is pinned as this is, is never moved out, and has no other way in.
+        let mut future = unsafe { self.map_unchecked_mut(|caught| &mut caught.0) };
         // What a task shares with others is in cells whose borrows end with the unwinding.
         catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))).unwrap_or_else(|_| {
             tracing::error!("a connection's task panicked; the connection is closed");
             Poll::Ready(())
         })
-    })
-    .await;
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Streaming a response to a client: from the upstream with back-pressure, or from a fetch that is being stored.
 
-use super::body::{BodyError, CHUNK_BYTES, Source};
+use super::body::{BodyError, CHUNK_BYTES};
 use super::deadlines::Expiry;
 use super::downstream::{Client, Request};
 use super::exchange::Exchange;
@@ -117,6 +117,7 @@ pub async fn respond(
     let framing = write_head(client, &mut request, (&head, &head_buf), head.body, status, &mut out).await;
     exchange.head.keep_alive = head.keep_alive;
     if head.status == 101 {
+        exchange.conn.source.until_mono_ms = u64::MAX;
         client.write_out(out).await?;
         switch(client, &request, exchange).await;
         return Ok(false);
@@ -133,7 +134,8 @@ pub async fn respond(
             client.done(&request, Outcome::Pass);
             Ok(request.keep)
         }
-        Err(_) => {
+        Err(error) => {
+            exchange.broke(error);
             client.done(&request, Outcome::Error);
             cut(client);
             Ok(false)
@@ -147,19 +149,20 @@ fn is_endless(head: &ResponseHead, head_buf: &[u8]) -> bool {
     head.body == BodyLength::UntilClose || content_type.starts_with(b"text/event-stream")
 }
 
-/// `None` when the client of an endless stream leaves before `next` has something. A client of anything else may close its
-/// sending side and still wait for its response, so only a failed write tells that it is gone.
-async fn unless_gone<T>(client: &Source, endless: bool, next: impl Future<Output = T>) -> Option<T> {
+/// An error when the client leaves before `next` has something. The client of an endless stream has left when it closes its sending
+/// side; one that waits for the end of a response may have closed only that, and is given some time.
+async fn unless_left<T>(client: &Client, endless: bool, next: impl Future<Output = T>) -> io::Result<T> {
+    let left = io::ErrorKind::ConnectionAborted;
     if !endless {
-        return Some(next.await);
+        return client.shard.leaving.unless_left(client.fd, next).await.ok_or(left.into());
     }
-    let mut gone = pin!(client.read.ended());
+    let mut gone = pin!(client.source.read.ended());
     let mut next = pin!(next);
     poll_fn(|cx| {
         if let Poll::Ready(value) = next.as_mut().poll(cx) {
-            return Poll::Ready(Some(value));
+            return Poll::Ready(Ok(value));
         }
-        gone.as_mut().poll(cx).map(|()| None)
+        gone.as_mut().poll(cx).map(|()| Err(left.into()))
     })
     .await
 }
@@ -199,17 +202,13 @@ async fn stream(
         if framing == BodyLength::Chunked {
             piece.clear();
             let next = exchange.body.next(&mut exchange.conn.source, piece, silence_ms, Expiry::Both);
-            let Some((read, buf)) = unless_gone(&client.source, endless, next).await else {
-                return Ok(Err(BodyError::Cut));
-            };
+            let (read, buf) = unless_left(client, endless, next).await?;
             (result, piece) = (read, buf);
         } else {
             // Read straight into what is written: no copy.
             piece.clear();
             let next = exchange.body.next(&mut exchange.conn.source, out, silence_ms, Expiry::Both);
-            let Some((read, buf)) = unless_gone(&client.source, endless, next).await else {
-                return Ok(Err(BodyError::Cut));
-            };
+            let (read, buf) = unless_left(client, endless, next).await?;
             (result, out) = (read, buf);
         }
     }
@@ -296,7 +295,8 @@ pub async fn stream_flight(
             Step::Handed(mut exchange, prefix) => {
                 frame(&mut out, &prefix[sent.min(prefix.len())..], framing);
                 let result = stream(client, &request, &mut exchange, out, framing, false).await?;
-                if result.is_err() {
+                if let Err(error) = result {
+                    exchange.broke(error);
                     client.done(&request, Outcome::Error);
                     cut(client);
                     return Ok(false);
@@ -317,7 +317,7 @@ fn next_step(flight: &Flight, sent: usize) -> Option<Step> {
         Stage::Waiting => None,
         Stage::Storing { body, .. } if body.len() > sent => Some(piece(body)),
         Stage::Storing { .. } => None,
-        Stage::Done { object, .. } if object.body.len() > sent => Some(piece(&object.body)),
+        Stage::Done { object, .. } if object.body().len() > sent => Some(piece(object.body())),
         Stage::Done { .. } => Some(Step::Finished),
         Stage::Handed { .. } => match std::mem::replace(&mut *stage, Stage::Taken) {
             Stage::Handed { exchange, prefix, .. } => Some(Step::Handed(exchange, prefix)),

@@ -1,28 +1,21 @@
-//! Upstream connections that wait for their next request, and how new ones are made.
+//! Upstream connections that wait for their next request, and how new ones are made. Which server one leads to is decided elsewhere.
 
 use super::body::Source;
-use super::core::Shard;
+use super::core::{LARGE_READ_BYTES, Shard};
 use super::deadlines::DeadlineKey;
 use super::stream::{Connected, WriteHalf, peek};
+use crate::config::Addr;
+use crate::route::balance::MemberId;
 use crate::shard::message::Failure;
 use monoio::net::{TcpStream, UnixStream};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Idle connections kept for one upstream on one shard.
 const IDLE_MAX: usize = 256;
-
-/// A server of an upstream, its name resolved.
-#[derive(Debug, Clone)]
-pub enum Server {
-    Tcp(SocketAddr),
-    Unix(PathBuf),
-}
 
 /// A connection to an upstream server.
 pub struct UpstreamConn {
@@ -30,7 +23,7 @@ pub struct UpstreamConn {
     pub write: WriteHalf,
     pub fd: RawFd,
     /// Which of the upstream's servers it leads to.
-    server: usize,
+    server: MemberId,
     /// It has served a request before, so it may turn out to be dead.
     pub reused: bool,
     idle_since_mono_ms: u64,
@@ -48,19 +41,11 @@ impl Drop for UpstreamConn {
 pub struct Pool {
     /// Least recently used first.
     idle: RefCell<Vec<UpstreamConn>>,
-    next_server: Cell<usize>,
 }
 
 impl Pool {
-    /// Whose turn it is, of so many servers.
-    pub fn turn(&self, servers: usize) -> usize {
-        let turn = self.next_server.get() % servers;
-        self.next_server.set(turn + 1);
-        turn
-    }
-
     /// The connection to this server that was used last, if it still seems to live.
-    pub fn take(&self, server: usize, idle_timeout_ms: u64, now_mono_ms: u64) -> Option<UpstreamConn> {
+    pub fn take(&self, server: MemberId, idle_timeout_ms: u64, now_mono_ms: u64) -> Option<UpstreamConn> {
         loop {
             let conn = {
                 let mut idle = self.idle.borrow_mut();
@@ -77,22 +62,19 @@ impl Pool {
     pub fn put(&self, mut conn: UpstreamConn, now_mono_ms: u64) {
         conn.reused = true;
         conn.idle_since_mono_ms = now_mono_ms;
-        conn.source.shrink(4096);
+        conn.source.until_mono_ms = u64::MAX;
+        conn.source.resize(LARGE_READ_BYTES);
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
             idle.push(conn);
         }
     }
 
-    /// Closes what has been idle for too long.
-    pub fn sweep(&self, idle_timeout_ms: u64, now_mono_ms: u64) {
-        let overdue: Vec<_> = {
-            let mut idle = self.idle.borrow_mut();
-            // The oldest are in front, since the last used is taken first.
-            let count = idle.iter().take_while(|c| c.idle_since_mono_ms + idle_timeout_ms <= now_mono_ms).count();
-            idle.drain(..count).collect()
-        };
-        drop(overdue);
+    /// Closes what has been idle for too long, and what leads to servers that have gone.
+    pub fn sweep(&self, idle_timeout_ms: u64, now_mono_ms: u64, is_there: impl Fn(MemberId) -> bool) {
+        let overdue = |conn: &UpstreamConn| conn.idle_since_mono_ms + idle_timeout_ms <= now_mono_ms;
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|conn| !overdue(conn) && is_there(conn.server));
     }
 }
 
@@ -101,35 +83,28 @@ fn is_quiet(fd: RawFd) -> bool {
     peek(fd) < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
-/// Connects to the server whose turn it is, or to one of the others, each tried once.
-///
 /// # Errors
-/// Why the last one tried did not work.
-pub async fn connect(shard: &Rc<Shard>, upstream: u16, first: usize) -> Result<UpstreamConn, Failure> {
-    let servers = &shard.common.servers[upstream as usize];
-    let timeout = shard.common.config.upstreams[upstream as usize].connect_timeout;
-    let mut failure = REFUSED;
-    for at in 0..servers.len() {
-        let server = (first + at) % servers.len();
-        match connect_to(&servers[server], timeout).await {
-            Ok(connected) => return Ok(adopt(shard, connected, server)),
-            Err(reason) => failure = reason,
-        }
-    }
-    Err(failure)
-}
-
-fn adopt(shard: &Rc<Shard>, connected: Connected, server: usize) -> UpstreamConn {
+/// Why there is no connection.
+pub async fn connect(
+    shard: &Rc<Shard>,
+    server: MemberId,
+    addr: &Addr,
+    timeout: Duration,
+) -> Result<UpstreamConn, Failure> {
+    let connected = connect_to(addr, timeout).await?;
     let deadline: DeadlineKey = shard.deadlines.add(connected.fd);
     let source = Source::new(Rc::clone(shard), connected.read, deadline);
-    UpstreamConn { source, write: connected.write, fd: connected.fd, server, reused: false, idle_since_mono_ms: 0 }
+    let (write, fd) = (connected.write, connected.fd);
+    Ok(UpstreamConn { source, write, fd, server, reused: false, idle_since_mono_ms: 0 })
 }
 
-async fn connect_to(server: &Server, timeout: Duration) -> Result<Connected, Failure> {
+async fn connect_to(addr: &Addr, timeout: Duration) -> Result<Connected, Failure> {
     let connecting = async {
-        match server {
-            Server::Tcp(addr) => TcpStream::connect_addr(*addr).await.map(|stream| Connected::tcp(stream, *addr)),
-            Server::Unix(path) => UnixStream::connect(path).await.map(Connected::unix),
+        match addr {
+            Addr::Tcp(addr) => TcpStream::connect_addr(*addr).await.map(|stream| Connected::tcp(stream, *addr)),
+            Addr::Unix(path) => UnixStream::connect(path).await.and_then(Connected::unix),
+            // Endpoints are resolved.
+            Addr::Name(..) => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
     };
     match monoio::time::timeout(timeout, connecting).await {

@@ -3,9 +3,11 @@
 use super::clock;
 use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
+use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
 use super::spin;
+use super::upstream;
 use crate::shard::state::State;
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
@@ -149,7 +151,8 @@ async fn deliver(shard: Rc<Shard>, mut inbox: Inbox, mut wire: UnixStream) {
 
 /// Everything that happens by the clock; ends when the shard has drained.
 async fn tick(shard: &Rc<Shard>) {
-    let mut slow_at_ms = 0;
+    let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;
+    let (mut slow_at_ms, mut look_at_ms) = (0, 0);
     let mut due_ns = clock::mono_ns();
     loop {
         monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
@@ -161,12 +164,17 @@ async fn tick(shard: &Rc<Shard>) {
         shard.deadlines.expire(now.mono_ms);
         shard.outbox.borrow_mut().flush();
         shard.with_state(|state| state.tick(now));
+        if now.mono_ms >= look_at_ms {
+            look_at_ms = now.mono_ms + LOOK_MS;
+            shard.leaving.look(half_close_ms, now.mono_ms);
+        }
         if now.mono_ms >= slow_at_ms {
             slow_at_ms = now.mono_ms + 1000;
             shard.sync_clock();
             shard.with_state(|state| state.tick_slow(now));
             sweep_pools(shard, now.mono_ms);
         }
+        upstream::tick(shard);
         shard.measure();
         shard.publish(now);
         // Those on their way from another shard count.
@@ -177,7 +185,7 @@ async fn tick(shard: &Rc<Shard>) {
 }
 
 fn sweep_pools(shard: &Shard, now_mono_ms: u64) {
-    for (pool, upstream) in shard.pools.iter().zip(&shard.common.config.upstreams) {
-        pool.sweep(upstream.idle_timeout.as_millis() as u64, now_mono_ms);
+    for (upstream, config) in shard.upstreams.iter().zip(&shard.common.config.upstreams) {
+        upstream.sweep(config.idle_timeout.as_millis() as u64, now_mono_ms);
     }
 }

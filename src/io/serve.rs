@@ -39,7 +39,7 @@ pub struct Rest {
 // reads them; the range lies inside the body.
 unsafe impl IoBuf for Rest {
     fn read_ptr(&self) -> *const u8 {
-        self.object.body[self.range.clone()].as_ptr()
+        self.object.body()[self.range.clone()].as_ptr()
     }
 
     fn bytes_init(&self) -> usize {
@@ -56,10 +56,10 @@ pub fn stored(
     told: Told<'_>,
     now_mono_ms: u64,
 ) -> Option<Rest> {
-    let body = 0..object.body.len();
+    let body = 0..object.body().len();
     // Requests without conditions and ranges come with `None` and skip the questions.
     let Some(request) = request else {
-        out.extend_from_slice(&object.head);
+        out.extend_from_slice(object.head());
         return finish(out, object, method, body, told, now_mono_ms);
     };
     match validate::evaluate(request, object) {
@@ -75,7 +75,7 @@ pub fn stored(
         Conditional::Full => {
             match if method == Method::Get { range::select(request, object) } else { RangeSelection::Full } {
                 RangeSelection::Full => {
-                    out.extend_from_slice(&object.head);
+                    out.extend_from_slice(object.head());
                     finish(out, object, method, body, told, now_mono_ms)
                 }
                 RangeSelection::Single { start, end } => {
@@ -85,7 +85,7 @@ pub fn stored(
                 RangeSelection::Unsatisfiable => {
                     bare_head(out, object, 416);
                     out.extend_from_slice(b"Content-Range: bytes */");
-                    encode::append_u64(out, object.body.len() as u64);
+                    encode::append_u64(out, object.body().len() as u64);
                     out.extend_from_slice(b"\r\nContent-Length: 0\r\n");
                     finish(out, object, method, 0..0, told, now_mono_ms)
                 }
@@ -124,7 +124,7 @@ fn finish(
         return None;
     }
     if range.len() <= INLINE_BYTES_MAX {
-        out.extend_from_slice(&object.body[range]);
+        out.extend_from_slice(&object.body()[range]);
         return None;
     }
     Some(Rest { object: Rc::clone(object), range })
@@ -137,13 +137,13 @@ fn bare_head(out: &mut Vec<u8>, object: &Object, status: u16) {
     out.push(b' ');
     out.extend_from_slice(encode::reason_phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");
-    copy_lines(out, &object.head, |name| name.eq_ignore_ascii_case(b"date") || name.eq_ignore_ascii_case(b"via"));
+    copy_lines(out, object.head(), |name| name.eq_ignore_ascii_case(b"date") || name.eq_ignore_ascii_case(b"via"));
 }
 
 /// RFC 9110 §15.3.7: a 206 has the fields of the 200, but its own length and Content-Range.
 fn partial_head(out: &mut Vec<u8>, object: &Object, part: Range<usize>) {
     out.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n");
-    copy_lines(out, &object.head, |name| {
+    copy_lines(out, object.head(), |name| {
         !name.eq_ignore_ascii_case(b"content-length") && !name.eq_ignore_ascii_case(b"content-range")
     });
     out.extend_from_slice(b"Content-Length: ");
@@ -153,7 +153,7 @@ fn partial_head(out: &mut Vec<u8>, object: &Object, part: Range<usize>) {
     out.push(b'-');
     encode::append_u64(out, part.end as u64 - 1);
     out.push(b'/');
-    encode::append_u64(out, object.body.len() as u64);
+    encode::append_u64(out, object.body().len() as u64);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -169,14 +169,7 @@ fn copy_lines(out: &mut Vec<u8>, head: &[u8], keep: impl Fn(&[u8]) -> bool) {
 
 /// Whether a request has fields that `stored` must look at.
 pub fn asks_more(view: FieldsView<'_>) -> bool {
-    view.fields.iter().any(|field| {
-        matches!(
-            field.id,
-            FieldId::IfNoneMatch
-                | FieldId::IfModifiedSince
-                | FieldId::IfMatch
-                | FieldId::IfUnmodifiedSince
-                | FieldId::Range
-        )
-    })
+    const ASKING: [FieldId; 5] =
+        [FieldId::IfNoneMatch, FieldId::IfModifiedSince, FieldId::IfMatch, FieldId::IfUnmodifiedSince, FieldId::Range];
+    ASKING.iter().any(|id| view.has(*id))
 }

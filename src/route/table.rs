@@ -42,7 +42,11 @@ impl Table {
     /// `target` as received, path and query. `None`: no route, answer 404.
     #[must_use]
     pub fn find(&self, host: &[u8], target: &[u8]) -> Option<u16> {
-        let path = &target[..memchr::memchr(b'?', target).unwrap_or(target.len())];
+        let path = match &target[..memchr::memchr(b'?', target).unwrap_or(target.len())] {
+            // RFC 9112 §3.2.1, §3.2.4: an absolute form without a path, and the asterisk form, are about the whole host.
+            b"" | b"*" => b"/",
+            path => path,
+        };
         self.find_on_host(host, path).or_else(|| self.any.find(path))
     }
 
@@ -134,8 +138,8 @@ mod tests {
             ("a.example:81", "/api/y", Some(3)),
             ("[::1]:8080", "/six", Some(5)),
             ("[::1]", "/six", Some(5)),
-            ("a.example", "*", None),
-            ("a.example", "", None),
+            ("a.example", "*", Some(0)),
+            ("a.example", "", Some(0)),
         ] {
             assert_eq!(table.find(host.as_bytes(), target.as_bytes()), expected, "{host} {target}");
         }

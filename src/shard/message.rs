@@ -41,7 +41,7 @@ impl Failure {
         matches!(
             self.label,
             "upstream_closed" | "upstream_refused" | "upstream_unreachable" | "upstream_connect_timeout"
-        )
+        ) || self == BREAKER_OPEN_UNREACHABLE
     }
 
     /// Whether a stored response may stand in for the one that this failure kept away (RFC 5861 §4, RFC 9111 §4.2.4).
@@ -59,6 +59,18 @@ impl Failure {
 pub const ABANDONED: Failure =
     Failure { status: 502, label: "fetch_abandoned", detail: "the fetch that this request waited for was given up" };
 
+/// The breaker is open after answers that were errors, or too slow.
+pub const BREAKER_OPEN: Failure = Failure {
+    status: 503,
+    label: "upstream_breaker_open",
+    detail: "the upstream failed too often lately and is left alone for a while",
+};
+/// It is open, and the failure that opened it was a disconnection: what may stand in for that may stand in for this.
+pub const BREAKER_OPEN_UNREACHABLE: Failure = Failure {
+    status: 503,
+    label: "upstream_breaker_open",
+    detail: "the upstream could not be reached lately and is left alone for a while",
+};
 /// RFC 9111 §5.2.1.7: nobody is to be asked, and no stored response will do.
 pub const NOT_CACHED: Failure = Failure {
     status: 504,

@@ -5,7 +5,7 @@ use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
 use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
 use super::query::{Query, owner_of};
-use super::schedule::{Jitter, Schedule};
+use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
 use super::warm::Warm;
 use crate::base::limits;
@@ -19,7 +19,7 @@ use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// What is to be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +78,6 @@ pub struct State {
     leases: Leases,
     /// Of the upstreams whose home is here.
     slots: HashMap<u16, Slots>,
-    refresh: Schedule<u64>,
-    refreshable: HashMap<u64, Weak<Object>>,
     pub warm: Warm,
     hot: HotKeys,
     jitter: Jitter,
@@ -91,6 +89,22 @@ pub struct State {
 
 /// The purge sequence number of what no shard may keep.
 const KEEP_NOWHERE: u64 = u64::MAX;
+
+/// Whether the given share of its lifetime is over, less a jitter that is always the same for one object; and not all of it: what
+/// has expired is fetched by who asks for it.
+fn is_refresh_due(object: &Object, share: f64, now_mono_ms: u64) -> bool {
+    if share <= 0.0 || freshness::age_secs(&object.validity, now_mono_ms) >= object.validity.lifetime_secs {
+        return false;
+    }
+    let in_ms = Jitter::new(object.generation).early(share_of_lifetime_ms(object, share));
+    object.validity.received_mono_ms.saturating_add(in_ms) <= now_mono_ms
+}
+
+/// Of what was left of it when the object arrived.
+fn share_of_lifetime_ms(object: &Object, share: f64) -> u64 {
+    let left_secs = object.validity.lifetime_secs.saturating_sub(object.validity.initial_age_secs);
+    (f64::from(left_secs) * 1000.0 * share) as u64
+}
 
 /// Which shard keeps the slots of an upstream.
 #[must_use]
@@ -118,8 +132,6 @@ impl State {
             replicas: Partition::new(if shards > 1 { memory_bytes / limits::REPLICAS_BYTES_SHARE } else { 0 }),
             leases: Leases::default(),
             slots,
-            refresh: Schedule::default(),
-            refreshable: HashMap::new(),
             warm,
             hot: HotKeys::default(),
             jitter: Jitter::new(seed.wrapping_add(me as u64 + 1)),
@@ -198,11 +210,11 @@ impl State {
 
     fn on_invalidate_url(&mut self, url: &[u8], now: Now) {
         self.leases.taint(|held| key::url_part(held) == url);
-        self.replicas.retain(|object| key::url_part(&object.key) != url);
+        self.replicas.retain(|object| key::url_part(object.key()) != url);
         let mut gone: Vec<(u64, Box<[u8]>)> = Vec::new();
-        for object in self.partition.iter().filter(|object| key::url_part(&object.key) == url) {
-            if gone.last().is_none_or(|(_, key)| *key != object.key) {
-                gone.push((object.hash, object.key.clone()));
+        for object in self.partition.iter().filter(|object| key::url_part(object.key()) == url) {
+            if gone.last().is_none_or(|(_, key)| **key != *object.key()) {
+                gone.push((object.hash, object.key().into()));
             }
         }
         for (hash, key) in gone {
@@ -361,7 +373,7 @@ impl State {
                     return self.warm_retry(warm, now);
                 };
                 if !ended.tainted {
-                    self.store(&object, now);
+                    self.store(&object);
                 }
                 match warm {
                     // Fetched before it was purged: once more.
@@ -428,33 +440,19 @@ impl State {
         }
     }
 
-    fn store(&mut self, object: &Arc<Object>, now: Now) {
+    fn store(&mut self, object: &Arc<Object>) {
         let inserted = self.partition.insert(Rc::new(Arc::clone(object)));
         self.counts.evicted += inserted.evicted.len() as u64;
         self.counts.replaced += u64::from(inserted.replaced);
         for gone in inserted.evicted {
             self.broadcast_drop(gone.hash, &gone.key);
         }
-        self.broadcast_drop(object.hash, &object.key);
-        self.schedule_refresh(object, now);
-    }
-
-    fn schedule_refresh(&mut self, object: &Arc<Object>, now: Now) {
-        let share = self.routes[object.route as usize].refresh_ahead;
-        // What lives shorter than this is left to stale-while-revalidate.
-        if share <= 0.0 || object.validity.lifetime_secs == 0 || self.refresh.len() > 4 * self.partition.len() + 1024 {
-            return;
-        }
-        let due = now.mono_ms + self.refresh_in_ms(object, share);
-        self.refresh.add(due, object.generation);
-        self.refreshable.insert(object.generation, Arc::downgrade(object));
+        self.broadcast_drop(object.hash, object.key());
     }
 
     /// From now to the given share of what is left of its lifetime.
     fn refresh_in_ms(&mut self, object: &Object, share: f64) -> u64 {
-        let left_secs = object.validity.lifetime_secs.saturating_sub(object.validity.initial_age_secs);
-        let at = f64::from(left_secs) * 1000.0 * share;
-        self.jitter.early(at as u64)
+        self.jitter.early(share_of_lifetime_ms(object, share))
     }
 
     fn broadcast_drop(&mut self, hash: u64, key: &[u8]) {
@@ -483,10 +481,10 @@ impl State {
                 self.partition.purge_tag(tag)
             }
             _ => {
-                self.replicas.retain(|object| !selector.matches_key(&object.key));
+                self.replicas.retain(|object| !selector.matches_key(object.key()));
                 self.leases.taint(|key| selector.matches_key(key));
                 self.warm.make_due(|key| selector.matches_key(key), now.mono_ms);
-                self.partition.retain(|object| !selector.matches_key(&object.key))
+                self.partition.retain(|object| !selector.matches_key(object.key()))
             }
         };
         self.counts.purged += gone as u64;
@@ -576,26 +574,32 @@ impl State {
         }
     }
 
+    /// A part of the partition is looked through each time, instead of keeping a schedule: that costs no memory for the many entries
+    /// that are never refreshed, and nothing is left behind by what goes.
     fn tick_refresh(&mut self, now: Now) {
-        while let Some(generation) = self.refresh.pop_due(now.mono_ms) {
-            let Some(object) = self.refreshable.remove(&generation).and_then(|weak| weak.upgrade()) else { continue };
-            if self.partition.take_popular(object.hash, &object.key) < limits::POPULAR_HITS_MIN {
-                continue;
+        let (routes, mut due) = (&self.routes, Vec::new());
+        self.partition.sweep(limits::SWEEP_KEYS, limits::POPULAR_HITS_MIN, |stored| {
+            let is_due = is_refresh_due(stored, routes[stored.route as usize].refresh_ahead, now.mono_ms);
+            if is_due {
+                due.push(Arc::clone(stored));
             }
-            let Ok((buf, head)) = Query::reparse(object.request.clone()) else { continue };
+            is_due
+        });
+        for object in due {
+            let Ok((buf, head)) = Query::reparse(object.request().into()) else { continue };
             let query = Arc::new(Query {
-                key: object.key.clone(),
+                key: object.key().into(),
                 hash: object.hash,
                 directives: Default::default(),
                 buf,
                 head,
                 route: object.route,
-                per_credential: key::url_part(&object.key).len() < object.key.len(),
+                per_credential: key::has_credentials(object.key()),
                 peer: None,
                 trusted: true,
             });
             let current = self.partition.get(query.hash, &query.key, query.view());
-            if current.is_some_and(|stored| stored.generation == generation) {
+            if current.is_some_and(|stored| stored.generation == object.generation) {
                 self.background(&query, FetchKind::Refresh, Some(object), now);
             }
         }

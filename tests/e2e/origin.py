@@ -54,6 +54,7 @@ class Request:
     connection: int = 0
     complete: bool = False
     received_bytes: int = 0
+    wire: bytes = b""  # all of it as it came, chunks and trailers too
 
     @property
     def path(self) -> str:
@@ -141,6 +142,7 @@ class Buffered:
         self.buffer = bytearray()
         self.seen = bytearray()
         self.keep = keep
+        self.taken = 0  # bytes handed out since the start
         self.ended: str | None = None  # "fin" or "reset" once the peer has ended
 
     def fill(self) -> bool:
@@ -183,6 +185,7 @@ class Buffered:
     def take(self, count: int) -> bytes:
         data = bytes(self.buffer[:count])
         del self.buffer[:count]
+        self.taken += len(data)
         return data
 
     def chunk(self) -> bytes:
@@ -233,6 +236,7 @@ class Exchange:
     def __init__(self, origin: "Origin", stream: Buffered, request: Request):
         self.origin = origin
         self.stream = stream
+        self.start = stream.taken - len(request.head)
         self.sock = stream.sock
         self.request = request
         self.read = False
@@ -282,6 +286,7 @@ class Exchange:
 
     def done(self) -> None:
         self.read = True
+        self.request.wire = bytes(self.stream.seen[self.start : self.stream.taken])
         self.request.complete = True
 
     def fin(self) -> None:

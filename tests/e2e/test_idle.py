@@ -48,5 +48,5 @@ def test_ten_thousand_idle_connections(origin):
         times = sorted(r.elapsed for r in hits)
         assert times[int(len(times) * 0.99)] < 0.02, f"p99 of a hit is {times[int(len(times) * 0.99)] * 1000:.1f} ms"
         assert connected >= IDLE
-        assert per_connection < 8192, f"an idle connection costs {per_connection:.0f} bytes of memory"
+        assert per_connection <= 4096, f"an idle connection costs {per_connection:.0f} bytes of memory"
     assert origin.count("/hit") == 1

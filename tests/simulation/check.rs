@@ -216,7 +216,7 @@ impl World<'_> {
         self.ledger.served += 1;
         let made = &self.ledger.made[&object.generation];
         assert_eq!(
-            object.key.escape_ascii().to_string(),
+            object.key().escape_ascii().to_string(),
             query.key.escape_ascii().to_string(),
             "another key's response"
         );

@@ -7,7 +7,7 @@ use crate::world::{Event, LEASE_MS, Leftover, Party, World, brief_outcome, text,
 use bytes::Bytes;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::cache::admit::{self, StoreContext};
-use pilotlight::cache::object::{self, Object};
+use pilotlight::cache::object::{self, Object, Parts};
 use pilotlight::cache::vary::{self, Vary};
 use pilotlight::config::{Authorization, RouteCache};
 use pilotlight::http::head::{Method, ResponseHead};
@@ -29,6 +29,7 @@ const ROUTE: RouteCache = RouteCache {
     stale_if_error: None,
     refresh_ahead: 0.8,
     authorization: Authorization::Rfc9111,
+    negative_ttl: std::collections::BTreeMap::new(),
 };
 
 /// The ways in which a response says that it is for one client alone.
@@ -193,7 +194,7 @@ impl World<'_> {
         };
         assert!(self.ledger.made.insert(generation, made).is_none(), "two responses of one generation");
         let body = match unchanged {
-            Some(stale) => stale.body.clone(),
+            Some(stale) => stale.share_body(),
             None => Bytes::from(vec![b'x'; self.rng.below(600)]),
         };
         let vary = match vary::of_response(head.view(&text), query.view()) {
@@ -201,22 +202,20 @@ impl World<'_> {
             Vary::None => None,
             Vary::Star => panic!("it was not to be stored"),
         };
-        Some(Object {
-            key: query.key.clone(),
+        Some(Object::new(Parts {
+            key: &query.key,
             hash: query.hash,
             status: 200,
-            head: (*b"HTTP/1.1 200 OK\r\n").into(),
+            head: b"HTTP/1.1 200 OK\r\n",
             body,
             validity,
             vary,
-            etag: None,
-            last_modified: None,
-            request: query.buf.clone(),
-            tags: object::tags(head.view(&text)),
+            request: &query.buf,
+            tags: &object::tags(head.view(&text)),
             route: query.route,
             fetch_ms: 0,
             generation,
-        })
+        }))
     }
 
     /// What the origin sends, by its own clock, which is right; and what follows from it.

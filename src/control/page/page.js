@@ -323,7 +323,7 @@ function showTiles({ second, live }) {
 
 function showUpstreams({ status, live }) {
   const create = () => make("li", { className: "upstream" },
-    make("b"), make("span", { className: "queue" }), make("div", { className: "slots", ariaHidden: "true" }), make("p"));
+    make("b"), make("span", { className: "queue" }), make("div", { className: "slots", ariaHidden: "true" }), make("p"), make("p", { className: "bad" }));
   list($("#upstreams ul"), status.upstreams, create, (li, upstream, at) => {
     const { name, max_concurrency: most, inflight, queue } = upstream;
     const now = live.upstreams[at] ?? {};
@@ -334,7 +334,17 @@ function showUpstreams({ status, live }) {
     showSlots($(".slots", li), inflight, most);
     const took = now.p99_ms == null ? "" : `, p50 ${millis(now.p50_ms)}, p99 ${millis(now.p99_ms)}`;
     setText($("p", li), `${number(now.rate)} requests/s, ${number(now.failed_rate)} failed${took}`);
+    const out = outOfService(upstream);
+    $(".bad", li).hidden = out === "";
+    setText($(".bad", li), out);
   });
+}
+
+/** The servers of an upstream that get no requests, in words. */
+function outOfService({ servers = [] }) {
+  const down = servers.flatMap(({ addresses }) => addresses.filter(({ up }) => !up).map(({ address }) => `${address} is down`));
+  const ejected = servers.filter((server) => server.ejected > 0).map(({ server }) => `${server} is left out for its failures`);
+  return [...down, ...ejected].join(", ");
 }
 
 const SLOTS_DRAWN_MAX = 32;

@@ -1,7 +1,7 @@
 //! The rules of wire.md about heads, one named row each; every input is judged whole and on every cut.
 
 use super::*;
-use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::http::connection::CONNECTION_OPTIONS_MAX;
 
 /// The verdict on `input`, made sure of on every cut: a prefix is incomplete or has the same fault, and what follows a
@@ -314,6 +314,7 @@ fn whole_requests_that_are_refused() {
         ("the preface of HTTP/2; row 26", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Fault::UnsupportedVersion),
         ("TLS; row 23", "\x16\x03\x01\x02\0\x01\0", Fault::BadMethod),
         ("a byte that no token has; row 23", "GE(T / HTTP/1.1\r\nHost: a\r\n\r\n", Fault::BadMethod),
+        ("the first of two faults, a CR behind it; row 23", "GET: /\rx HTTP/1.1\r\n\r\n", Fault::BadMethod),
         (
             "33 bytes of method; row 23",
             "ABCDEFGHIJKLMNOPQRSTUVWXYZ1234567 / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -375,6 +376,11 @@ fn field_lines_that_are_refused() {
         ("a space before the colon, §5.1; row 2", b"Transfer-Encoding : chunked\r\n", Fault::BadFieldName),
         ("Transfer_Encoding; rows 2, 14", b"Transfer_Encoding: chunked\r\n", Fault::FramingLookalike),
         ("Content_Length; row 14", b"content_length: 5\r\n", Fault::FramingLookalike),
+        ("Transfer.Encoding; row 2", b"Transfer.Encoding: chunked\r\n", Fault::FramingLookalike),
+        ("Transfer--Encoding; row 2", b"Transfer--Encoding: chunked\r\n", Fault::FramingLookalike),
+        ("TransferxEncoding; row 2", b"TransferxEncoding: chunked\r\n", Fault::FramingLookalike),
+        ("Content-Length~; row 6", b"Content-Length~: 5\r\n", Fault::FramingLookalike),
+        ("~Content-Length; row 6", b"~content-length: 5\r\n", Fault::FramingLookalike),
         ("folded coding, §5.2; rows 2, 12", b"Transfer-Encoding:\r\n chunked\r\n", Fault::LeadingWhiteSpace),
         ("folded with HTAB, §5.2; row 12", b"X-A: b\r\n\tc\r\n", Fault::LeadingWhiteSpace),
         ("folded length, §5.2; row 12", b"Content-Length:\r\n 5\r\n", Fault::LeadingWhiteSpace),
@@ -491,7 +497,7 @@ fn limits_hold_before_the_head_is_complete() {
     for (case, passes, fails, fault) in [
         ("request line", line(REQUEST_LINE_BYTES_MAX), line(REQUEST_LINE_BYTES_MAX + 1), Fault::RequestLineTooLong),
         ("field line", field(FIELD_LINE_BYTES_MAX), field(FIELD_LINE_BYTES_MAX + 1), Fault::FieldLineTooLong),
-        ("fields", count(FIELDS_MAX), count(FIELDS_MAX + 1), Fault::TooManyFields),
+        ("fields", count(REQUEST_FIELDS_MAX), count(REQUEST_FIELDS_MAX + 1), Fault::TooManyFields),
         ("head", total(HEAD_BYTES_MAX), total(HEAD_BYTES_MAX + 1), Fault::HeadTooLong),
         ("options", options(CONNECTION_OPTIONS_MAX), options(CONNECTION_OPTIONS_MAX + 1), Fault::BadConnection),
     ] {
@@ -654,6 +660,7 @@ fn responses_that_are_refused() {
         ("not HTTP", "ICY 200 OK\r\n\r\n", Fault::BadStatusLine),
         ("an empty line first", "\r\nHTTP/1.1 200 OK\r\n\r\n", Fault::BadStatusLine),
         ("bare LF, §2.2; row 46", "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", Fault::LineFeedAlone),
+        ("the first of two faults, an LF behind it", "HTTP/2 200\nX: 1\r\n\r\n", Fault::BadStatusLine),
         ("bare LF in a value; row 46", "HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\n\r\n", Fault::LineFeedAlone),
         ("bare CR in a value; row 46", "HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n", Fault::CarriageReturnAlone),
         ("folded, §5.2; row 12", "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n", Fault::LeadingWhiteSpace),
@@ -698,4 +705,45 @@ fn no_byte_anywhere_panics() {
             }
         }
     }
+}
+
+/// A head that came as a whole is split at once; with a byte behind it, it is walked line by line. Both must say the same of it.
+#[test]
+fn both_ways_of_splitting_agree() {
+    const HEAD: &[u8] =
+        b"GET /a?b HTTP/1.1\r\nHost: h\r\nX-A: b\r\nConnection: x-a, close\r\nAccept:\r\nX_B: c\r\nX-C:  d e \r\n\r\n";
+    const BYTES: &[u8] = b"\r\n \t:;,_aA-\0\x7f\x80/%#\"";
+    let mut state = 11_u64;
+    let mut below = |most: usize| {
+        // Knuth's MMIX generator; the high bits are the good ones.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % most
+    };
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..30_000 {
+        let mut head = HEAD.to_vec();
+        for _ in 0..=below(3) {
+            let (at, byte) = (below(head.len()), BYTES[below(BYTES.len())]);
+            match below(3) {
+                0 => head[at] = byte,
+                1 => head.insert(at, byte),
+                _ => drop(head.remove(at)),
+            }
+        }
+        let judge = |bytes: &[u8]| {
+            let mut head = RequestHead::new();
+            request_head(bytes, &mut head).map(|parsed| match parsed {
+                Parsed::Complete => Some((head.head_len, show_request(bytes, &head))),
+                Parsed::Partial => None,
+            })
+        };
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let at_once = judge(&head);
+        head.push(b'~');
+        assert_eq!(at_once, judge(&head), "{}", head.escape_ascii());
+        if at_once.is_ok() { accepted += 1 } else { refused += 1 }
+    }
+    assert!(accepted > 3000 && refused > 3000, "{accepted} accepted, {refused} refused");
 }

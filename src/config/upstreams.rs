@@ -1,0 +1,66 @@
+//! What an upstream's tables say about servers that fail, checked: ejection, health checks, the circuit breaker.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::error::{ConfigError, Source};
+use super::file::{self, Switch};
+use super::routes::normal_host;
+use super::{Breaker, Ejection, HealthCheck};
+
+/// On unless it is turned off.
+pub fn ejection(written: Option<&Switch<file::Ejection>>) -> Option<Ejection> {
+    let default = Ejection::default();
+    let file = match written {
+        Some(Switch::Off) => return None,
+        None => return Some(default),
+        Some(Switch::On(file)) => file,
+    };
+    let time = file.time.map_or(default.time, |time| time.0);
+    Some(Ejection {
+        failures: file.failures.map_or(default.failures, NonZeroU32::get),
+        share: file.share.map_or(default.share, |share| share.0),
+        min_requests: file.min_requests.map_or(default.min_requests, NonZeroU32::get),
+        interval: file.interval.map_or(default.interval, |time| time.0),
+        time,
+        max_time: file.max_time.map_or(default.max_time, |time| time.0).max(time),
+        max_ejected: file.max_ejected.map_or(default.max_ejected, |share| share.0),
+    })
+}
+
+/// Off unless it is there.
+pub fn breaker(written: Option<&Switch<file::Breaker>>) -> Option<Breaker> {
+    let Some(Switch::On(file)) = written else { return None };
+    let default = Breaker::default();
+    Some(Breaker {
+        share: file.share.map_or(default.share, |share| share.0),
+        window: file.window.map_or(default.window, |time| time.0),
+        min_requests: file.min_requests.map_or(default.min_requests, NonZeroU32::get),
+        open: file.open.map_or(default.open, |time| time.0),
+        probes: file.probes.map_or(default.probes, NonZeroU32::get),
+    })
+}
+
+pub fn health_check(
+    source: Source<'_>,
+    written: Option<&file::HealthCheck>,
+) -> Result<Option<HealthCheck>, ConfigError> {
+    let Some(file) = written else { return Ok(None) };
+    let path = file.path.as_ref();
+    if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        let message = format!("bad path {path:?}: expected a path, with or without a query, such as \"/healthz\"");
+        return Err(source.at(file.path.span(), message));
+    }
+    let host = match &file.host {
+        Some(host) => Some(normal_host(host.as_ref()).map_err(|message| source.at(host.span(), message))?),
+        None => None,
+    };
+    Ok(Some(HealthCheck {
+        path: path.clone(),
+        host,
+        interval: file.interval.map_or(Duration::from_secs(5), |time| time.0),
+        timeout: file.timeout.map_or(Duration::from_secs(2), |time| time.0),
+        healthy: file.healthy.map_or(2, NonZeroU32::get),
+        unhealthy: file.unhealthy.map_or(3, NonZeroU32::get),
+    }))
+}
