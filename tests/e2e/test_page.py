@@ -288,7 +288,7 @@ def test_it_says_when_the_gateway_is_gone_and_comes_back_by_itself(gateway, brow
     browser.complaints = [c for c in browser.complaints if "net::ERR_" not in c]
 
 
-def test_a_stopped_gateway_is_gone_too_and_the_past_is_not_lost(gateway, browser):
+def test_the_page_shows_what_was_before_it_was_opened(gateway, browser):
     with Load(gateway, "/farms/1", 50):
         browser.wait(lambda: figure(browser.text("#requests .value")) > 20, "some load")
     browser.open(gateway.admin_url + "/")
