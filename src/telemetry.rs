@@ -118,6 +118,7 @@ pub struct ServerLoad {
 pub struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     duration: [Histogram; Outcome::ALL.len()],
+    slots: Gauge,
 }
 
 /// An upstream as one shard sees it, by `FetchKind as usize`.
@@ -261,6 +262,12 @@ impl Telemetry {
         self.upstreams[upstream].queue.set(queue);
     }
 
+    /// Slots of its upstream that the route holds, told by the shard that keeps them.
+    #[inline]
+    pub fn route_slots(&self, route: usize, held: u32) {
+        self.routes[route].slots.set(held);
+    }
+
     /// This shard's part of the cache.
     #[inline]
     pub fn cache_size(&self, bytes: u64, entries: u64) {
@@ -327,6 +334,7 @@ impl RouteMetrics {
             duration: Outcome::ALL.map(|outcome| {
                 histogram!("pilotlight_request_duration_seconds", "route" => route.clone(), "outcome" => outcome.as_str())
             }),
+            slots: gauge!("pilotlight_route_slots", "route" => route.clone()),
         }
     }
 }
@@ -417,6 +425,7 @@ fn describe() {
     histogram!("pilotlight_upstream_duration_seconds", "From the slot to the last byte of the upstream's response.");
     histogram!("pilotlight_upstream_queue_wait_seconds", "Wait for a slot of the upstream.");
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
+    gauge!("pilotlight_route_slots", "Slots of its upstream that requests of the route hold now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
     counter!(
         "pilotlight_upstream_retries_total",

@@ -1,7 +1,8 @@
 //! The text of `/metrics`: the recorder's families, brought up to date with what the shards share, and the process's own.
 
-use metrics::{describe_gauge, gauge, with_local_recorder};
+use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 
+use super::watchdog::Kind;
 use super::{State, process, status};
 
 pub(super) fn text(state: &State) -> String {
@@ -31,6 +32,7 @@ fn update(state: &State) {
             gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
         }
     }
+    findings(state);
     let now_ms = state.shards.now_mono_ms();
     for (shard, shared) in state.shared().iter().enumerate() {
         if let Some(age_ms) = status::heartbeat_age_ms(shared, now_ms) {
@@ -39,7 +41,31 @@ fn update(state: &State) {
     }
 }
 
+/// A finding's series stays, at 0, when it is over. Those of shards and upstreams are there from the start, those of routes with the first.
+fn findings(state: &State) {
+    let board = state.board.borrow();
+    let shards = (0..state.shards.count()).map(|shard| (Kind::ShardStalled, shard.to_string()));
+    let upstreams = state.config.upstreams.iter().flat_map(|upstream| {
+        [Kind::SlotsExhausted, Kind::SyncTrap, Kind::UpstreamDown].map(|kind| (kind, upstream.name.clone()))
+    });
+    let lately = board.recent().map(|finding| (finding.kind, finding.subject.clone()));
+    let active =
+        |(kind, subject)| gauge!("pilotlight_finding_active", "kind" => Kind::as_str(kind), "subject" => subject);
+    shards.chain(upstreams).chain(lately).for_each(|key| active(key).set(0));
+    for finding in board.active() {
+        active((finding.kind, finding.subject.clone())).set(1);
+    }
+    for kind in Kind::ALL {
+        counter!("pilotlight_findings_total", "kind" => kind.as_str()).absolute(board.begun(kind));
+    }
+}
+
 fn describe() {
+    describe_gauge!(
+        "pilotlight_finding_active",
+        "1 while the watchdog finds it, by kind; the subject is a shard, upstream or route."
+    );
+    describe_counter!("pilotlight_findings_total", "Findings of the watchdog by kind.");
     describe_gauge!("pilotlight_build_info", "Always 1; the version is the label.");
     describe_gauge!("pilotlight_ready", "1 when /readyz says yes.");
     describe_gauge!("pilotlight_warm_entries", "Entries of the warm list.");

@@ -352,6 +352,9 @@ impl Shard {
         for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
             telemetry.upstream_load(upstream, running.get(), queued);
         }
+        for (route, held) in state.slot_holders() {
+            telemetry.route_slots(route.into(), held);
+        }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);
         telemetry.evicted(EvictReason::Purged, now.purged - before.purged);
