@@ -5,6 +5,9 @@ import itertools
 import os
 import random
 import re
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -220,6 +223,41 @@ def test_a_route_that_becomes_slow(origin):
 # --- And silence -----------------------------------------------------------------------------------------------------
 
 
+METER = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+last = time.monotonic()
+while True:
+    time.sleep(0.02)
+    now = time.monotonic()
+    if now - last > 0.5:
+        print(last, now, flush=True)
+    last = now
+"""
+
+
+class Hiccups:
+    """When a core did not run an idle process for half a second: a shard that stood still then did so with its machine."""
+
+    def __enter__(self):
+        cores = os.sched_getaffinity(0)
+        self.log = tempfile.TemporaryFile("w+")
+        self.meters = [subprocess.Popen([sys.executable, "-c", METER, str(core)], stdout=self.log) for core in cores]
+        return self
+
+    def __exit__(self, *_):
+        for meter in self.meters:
+            meter.kill()
+            meter.wait()
+
+    def lately(self):
+        """Whether there was one within the last seconds; the meter may be late itself."""
+        time.sleep(0.5)
+        self.log.seek(0)
+        ends = [float(line.split()[1]) for line in self.log.read().splitlines()]
+        return any(time.monotonic() - end < 5 for end in ends)
+
+
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.long)])
 @pytest.mark.timeout(700)
 def test_a_clean_run_is_silent(origin, seconds):
@@ -231,13 +269,16 @@ def test_a_clean_run_is_silent(origin, seconds):
     paths = [f"/cached/{number % 200}" for number in range(2_000)] + ["/other", "/slow/1"] * 400
     paths += ["/missing"] * 50 + ["/broken"] * 20 + [f"/cached/?{number}" for number in range(1_000)]
     random.Random(7).shuffle(paths)
-    with serve(origin) as gateway, Load(gateway, paths, 100, threads=10) as load:
-        end = time.monotonic() + seconds
+    with serve(origin) as gateway, Hiccups() as hiccups, Load(gateway, paths, 100, threads=10) as load:
+        end, excused = time.monotonic() + seconds, 0
         while time.monotonic() < end:
             time.sleep(1)
-            assert not findings(gateway)
-        status = gateway.status()
-        assert status["recent_findings"] == []
-        assert gateway.metrics().sum("pilotlight_findings_total") == 0
-        assert "found" not in plain(gateway.log)
+            stalls = int(gateway.metrics().sum("pilotlight_findings_total", kind="shard_stalled"))
+            if stalls > excused:
+                assert hiccups.lately(), findings(gateway) + gateway.status()["recent_findings"]
+                excused = stalls
+            assert all(found["kind"] == "shard_stalled" for found in findings(gateway)), findings(gateway)
+        assert gateway.metrics().sum("pilotlight_findings_total") == excused <= seconds / 60
+        assert plain(gateway.log).count(" found ") == excused
+        print(f"stalls of the machine: {excused}")
         assert load.answers > 40 * seconds and set(load.statuses) == {200, 404, 500}, load.statuses
