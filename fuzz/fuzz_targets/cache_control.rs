@@ -163,11 +163,11 @@ fn updated(
         return;
     }
     let Ok(new) = validate::freshened(stored, &got.head, &got.buf, asked.view(), ctx, cache) else { return };
-    assert_eq!((new.status, &new.body, &new.key), (stored.status, &stored.body(), &stored.key));
-    let length = lines::first(&new.head, b"content-length");
-    assert_eq!(length, lines::first(&stored.head, b"content-length"), "the bytes are the same, so is their length");
-    assert_eq!(lines::fields(&new.head).filter(|l| l.name.eq_ignore_ascii_case(b"date")).count(), 1.max(dates(got)));
-    let mut whole = new.head.to_vec();
+    assert_eq!((new.status, new.body(), new.key()), (stored.status, stored.body(), stored.key()));
+    let length = lines::first(new.head(), b"content-length");
+    assert_eq!(length, lines::first(stored.head(), b"content-length"), "the bytes are the same, so is their length");
+    assert_eq!(lines::fields(new.head()).filter(|l| l.name.eq_ignore_ascii_case(b"date")).count(), 1.max(dates(got)));
+    let mut whole = new.head().to_vec();
     whole.extend_from_slice(b"\r\n");
     let mut head = pilotlight::http::head::ResponseHead::new();
     match pilotlight::http::parse::response(&whole, Method::Get, &mut head) {

@@ -1,13 +1,12 @@
 //! One shard of the gateway as it is, in this process: its own thread, event loop, listener and pools, and no control thread.
 
 use crate::script::PRIVATE;
-use pilotlight::config::{Overrides, load};
+use pilotlight::config::{Addr, Endpoint, Overrides, load};
 use pilotlight::control::link::{Acks, Command, Selector, ShardShared};
 use pilotlight::http::hops;
 use pilotlight::io::core::Common;
 use pilotlight::io::listener::Bound;
 use pilotlight::io::mailbox::{self, ControlLane};
-use pilotlight::io::pool::Server;
 use pilotlight::io::runtime::{self, Start};
 use pilotlight::route::table::Table;
 use pilotlight::shard::slots::Slots;
@@ -74,7 +73,7 @@ impl Gateway {
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
             shared: Arc::clone(&shared),
             acks: Arc::clone(&acks),
-            servers: vec![vec![Server::Tcp(origin)]],
+            endpoints: vec![vec![Endpoint { server: 0, addr: Addr::Tcp(origin), up: true }]],
             connections_max: 1000,
             cdn_loop: hops::cdn_loop_member(&config.server.name, 1),
             clients: Box::new([AtomicUsize::new(0)]),

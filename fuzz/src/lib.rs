@@ -16,6 +16,7 @@ use pilotlight::http::fault::Fault;
 use pilotlight::http::fields::FieldId;
 use pilotlight::http::head::{FieldsView, Method, RequestHead, ResponseHead};
 use pilotlight::http::parse::{self, ParseError, Parsed};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// 2020-09-13T12:26:40Z.
@@ -123,6 +124,7 @@ pub fn route(choice: u8) -> RouteCache {
         stale_while_revalidate: is(8).then_some(Duration::from_secs(30)),
         stale_if_error: is(16).then_some(Duration::MAX),
         refresh_ahead: 0.8,
+        negative_ttl: BTreeMap::new(),
         authorization: if is(32) { Authorization::PerCredential } else { Authorization::Rfc9111 },
     }
 }

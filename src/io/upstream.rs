@@ -21,6 +21,8 @@ pub struct Upstream {
     breaker: Option<RefCell<Breaker>>,
     /// The last failure that the breaker was told of was a disconnection.
     disconnected: Cell<bool>,
+    /// What `tick` counts into.
+    loads: RefCell<Vec<ServerLoad>>,
 }
 
 impl Upstream {
@@ -32,6 +34,7 @@ impl Upstream {
             budget: RefCell::new(Budget::new(config.retry_budget, now_mono_ms)),
             breaker: config.breaker.map(|policy| RefCell::new(Breaker::new(policy))),
             disconnected: Cell::new(false),
+            loads: RefCell::default(),
         }
     }
 
@@ -95,7 +98,9 @@ pub fn tick(shard: &Shard) {
         let mut fleet = upstream.fleet.borrow_mut();
         let ejected = fleet.tick(now_mono_ms);
         let configured = shard.common.config.upstreams[at].servers.len();
-        let mut loads = vec![ServerLoad::default(); configured];
+        let mut loads = upstream.loads.borrow_mut();
+        loads.clear();
+        loads.resize(configured, ServerLoad::default());
         for member in fleet.members() {
             let load = &mut loads[member.endpoint.server as usize];
             load.inflight += member.inflight;
