@@ -22,6 +22,8 @@ use super::histogram::Snapshot;
 
 /// A heartbeat older than this is a stall; shards beat every 500 ms at the latest. With [`EVERY`] a stall is named within 2 s.
 pub const STALLED_AFTER_MS: u64 = 1_500;
+/// A shard that did not beat for so long may have left old numbers.
+const BLIND_AFTER_MS: u64 = 750;
 /// How often it is looked.
 const EVERY: Duration = Duration::from_millis(250);
 /// Later than this after the look before, a look proves nothing: control itself did not run, so perhaps nobody did.
@@ -110,13 +112,17 @@ impl Watchdog {
     pub(super) fn look(&mut self, now_ms: u64, seen: &Seen, board: &mut Board) -> Vec<Event> {
         let gap_ms = now_ms.saturating_sub(self.checked_ms);
         self.checked_ms = now_ms;
+        let beats = || seen.heartbeats_ms.iter().enumerate().filter_map(|(at, beat)| Some((at, (*beat)?)));
+        let blind = beats().any(|(_, beat_ms)| now_ms.saturating_sub(beat_ms) > BLIND_AFTER_MS);
+        if gap_ms > GAP_MS_MAX || blind {
+            self.upstreams.iter_mut().for_each(UpstreamWatch::skip);
+        }
         if gap_ms > GAP_MS_MAX {
             return Vec::new();
         }
-        let mut conditions: Vec<Condition> =
-            seen.heartbeats_ms.iter().enumerate().filter_map(|(at, beat)| stall(at, (*beat)?, now_ms)).collect();
-        if !conditions.is_empty() {
-            // The other numbers may be those that a shard left when it stopped: what was found stays found, and nothing new is.
+        let mut conditions: Vec<Condition> = beats().filter_map(|(at, beat_ms)| stall(at, beat_ms, now_ms)).collect();
+        if blind {
+            // What was found stays found, and nothing else is.
             return board.update_only(Kind::ShardStalled, now_ms, conditions);
         }
         self.upstreams.resize_with(seen.upstreams.len(), UpstreamWatch::default);
@@ -180,6 +186,32 @@ mod tests {
         let (mut dog, mut board) = (Watchdog::new(10_000), Board::default());
         assert!(dog.look(60_000, &beats([Some(10_000), None]), &mut board).is_empty());
         assert!(dog.look(60_250, &beats([Some(60_200), None]), &mut board).is_empty());
+    }
+
+    #[test]
+    fn numbers_that_a_shard_left_when_it_stopped_prove_nothing() {
+        let app = |slots| UpstreamSeen { name: "app".into(), slots_max: Some(4), slots, ..UpstreamSeen::default() };
+        let kinds = |slots_before: u64| {
+            let (mut dog, mut board) = (Watchdog::new(0), Board::default());
+            let mut kinds = Vec::new();
+            for tick in 1..60 {
+                let now_ms = tick * 250;
+                // Stands still from 5 s to 8 s, with all slots taken as it seems.
+                let stopped = (5_000..8_000).contains(&now_ms);
+                let (beat_ms, slots) = if stopped { (5_000, 4) } else { (now_ms, slots_before) };
+                let seen = Seen { upstreams: vec![app(slots)], ..beats([Some(beat_ms), Some(now_ms)]) };
+                for event in dog.look(now_ms, &seen, &mut board) {
+                    kinds.push(match event {
+                        Event::Began(finding) => (true, finding.kind),
+                        Event::Ended { finding, .. } => (false, finding.kind),
+                    });
+                }
+            }
+            kinds
+        };
+        assert_eq!(kinds(1), [(true, Kind::ShardStalled), (false, Kind::ShardStalled)]);
+        let through = [(true, Kind::SlotsExhausted), (true, Kind::ShardStalled), (false, Kind::ShardStalled)];
+        assert_eq!(kinds(4), through, "what was found before goes on");
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct Taken {
     errors: u64,
     timeouts: u64,
     took: Snapshot,
+    found: bool,
     trapped: bool,
 }
 
@@ -62,6 +63,7 @@ impl UpstreamWatch {
         if taken_ms < TAKEN_FOR_MS || !(waiting || stuck || taken.trapped) {
             return conditions;
         }
+        taken.found = true;
         conditions.push(exhausted(seen, taken.since_ms, taken_ms));
         let queue_then = self.lately.front().map_or(0, |(.., queue)| *queue);
         let growing = seen.queue > 0 && seen.queue >= queue_then;
@@ -69,6 +71,12 @@ impl UpstreamWatch {
         taken.trapped = pattern.is_some();
         conditions.extend(pattern.map(|pattern| trap(seen, taken.since_ms, &pattern)));
         conditions
+    }
+
+    /// Nothing can be seen now. What was not found before has to be seen anew from its beginning.
+    pub(super) fn skip(&mut self) {
+        self.lately.clear();
+        self.taken.take_if(|taken| !taken.found);
     }
 
     fn remember(&mut self, now_ms: u64, seen: &UpstreamSeen) {
@@ -104,7 +112,16 @@ impl UpstreamSeen {
 impl Taken {
     fn begin(now_ms: u64, seen: &UpstreamSeen) -> Self {
         let UpstreamSeen { ok, errors, timeouts, .. } = *seen;
-        Self { since_ms: now_ms, free_looks: 0, ok, errors, timeouts, took: seen.took.clone(), trapped: false }
+        Self {
+            since_ms: now_ms,
+            free_looks: 0,
+            ok,
+            errors,
+            timeouts,
+            took: seen.took.clone(),
+            found: false,
+            trapped: false,
+        }
     }
 
     /// Where the latency has come to stand still, in words: at our time-out, or at one that the application has itself.
