@@ -49,8 +49,8 @@ def gauge(metric, by="", labels="", how="sum"):
     return f"{how} by ({by}) ({of})" if by else f"{how}({of})"
 
 
-def graph(title, unit, *queries, width=8, stacked=False, maximum=None):
-    return {"kind": "timeseries", "title": title, "unit": unit, "queries": queries, "width": width, "stacked": stacked, "max": maximum}
+def graph(title, unit, *queries, width=8, stacked=False, maximum=None, optional=False):
+    return {"optional": optional, "kind": "timeseries", "title": title, "unit": unit, "queries": queries, "width": width, "stacked": stacked, "max": maximum}
 
 
 def number(title, unit, *queries, width=4, steps=()):
@@ -108,6 +108,11 @@ ROWS = [
         graph("Breakers: shards open, openings", "short",
               query(gauge("pilotlight_upstream_breaker_shards", "upstream, state"), "{{upstream}} {{state}}"),
               query(rate("pilotlight_upstream_breaker_openings_total", "upstream"), "{{upstream}} openings a second")),
+        graph("Phases, p99", "s", query(quantile(0.99, "pilotlight_upstream_phase_seconds", "upstream, phase"), "{{upstream}} {{phase}}"), optional=True),
+        graph("Refreshes begun late, p99", "s", query(quantile(0.99, "pilotlight_refresh_lateness_seconds"), "p99"), optional=True),
+        graph("Scrape shields: age", "s",
+              query(gauge("pilotlight_shield_age_seconds", "route", how="max"), "{{route}}"),
+              query(gauge("pilotlight_shield_interval_seconds", "route", how="max"), "{{route}} asked every"), optional=True),
         graph("Retries", "reqps", query(rate("pilotlight_upstream_retries_total", "upstream, result"), "{{upstream}} {{result}}")),
     ]),
     ("Cache and warm lists", [
@@ -126,6 +131,29 @@ ROWS = [
         graph("Since the loop last came round", "s", query(gauge("pilotlight_shard_heartbeat_age_seconds", "shard", how="max"), "shard {{shard}}")),
         graph("Connections", "short", query(gauge("pilotlight_connections", "shard, state"), "shard {{shard}} {{state}}"), stacked=True),
         graph("Connections accepted", "cps", query(rate("pilotlight_connections_accepted_total", "shard"), "shard {{shard}}")),
+        graph("CPU by shard", "percentunit", query(rate("pilotlight_shard_cpu_seconds_total", "shard"), "shard {{shard}}"), maximum=1, optional=True),
+        graph("Threads", "short", query(gauge("process_threads", "instance"), "{{instance}}"), optional=True),
+        graph("Access log", "ops",
+              query(rate("pilotlight_access_log_lines_total", "job"), "lines"),
+              query(rate("pilotlight_access_log_dropped_total", "job"), "dropped"),
+              query(rate("pilotlight_access_log_failed_total", "job"), "failed"), optional=True),
+        graph("Spans", "ops",
+              query(rate("pilotlight_spans_exported_total", "job"), "exported"),
+              query(rate("pilotlight_spans_dropped_total", "job"), "dropped"), optional=True),
+        graph("Snapshot: age, duration", "s",
+              query(gauge("pilotlight_snapshot_age_seconds", "instance", how="max"), "{{instance}} age"),
+              query(gauge("pilotlight_snapshot_duration_seconds", "instance", how="max"), "{{instance}} last save took"), optional=True),
+        graph("Snapshot: entries", "short",
+              query(gauge("pilotlight_snapshot_entries", "instance"), "{{instance}} saved"),
+              query(gauge("pilotlight_snapshot_loaded_entries", "instance"), "{{instance}} loaded at the start"),
+              query(gauge("pilotlight_snapshot_damaged_places", "instance"), "{{instance}} damaged places"), optional=True),
+        graph("Snapshot: size", "bytes", query(gauge("pilotlight_snapshot_bytes", "instance"), "{{instance}}"), optional=True),
+        graph("Snapshot: saves and failures", "ops",
+              query(rate("pilotlight_snapshot_saves_total", "instance"), "{{instance}} saves"),
+              query(rate("pilotlight_snapshot_failures_total", "instance"), "{{instance}} failures"), optional=True),
+        graph("Configuration: generation, reloads", "short",
+              query(gauge("pilotlight_config_generation", "instance", how="max"), "{{instance}} generation"),
+              query(rate("pilotlight_reload_total", "result"), "{{result}} a second"), optional=True),
         graph("CPU", "short", query(rate("process_cpu_seconds_total", "instance"), "{{instance}} cores")),
         graph("Memory", "bytes", query(gauge("process_resident_memory_bytes", "instance"), "{{instance}}")),
         graph("File descriptors", "short",
@@ -139,6 +167,12 @@ def names_in(expr):
     """Metrics of an expression, as families: without what histograms and counters add."""
     found = re.findall(r"\b((?:pilotlight|process)_[a-z0-9_]+)\{", expr)
     return [re.sub(r"_bucket$", "", name) for name in found]
+
+
+def is_there(spec, help_of):
+    """An optional panel is about something that not every build has; it is left out with its metrics."""
+    names = {name for q in spec["queries"] for name in names_in(q["expr"])}
+    return not spec.get("optional") or names <= set(help_of)
 
 
 def panel(spec, help_of, number_, x, y):
@@ -181,6 +215,8 @@ def dashboard(help_of):
                        "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}})
         x, y = 0, y + 1
         for spec in specs:
+            if not is_there(spec, help_of):
+                continue
             if x + spec["width"] > WIDTH:
                 x, y = 0, y + HEIGHT
             number_ += 1
@@ -207,7 +243,8 @@ def metrics_of(text):
 
 def drift(help_of):
     """What panels and metrics do not have in common, in sentences."""
-    asked = {name for _, specs in ROWS for spec in specs for q in spec["queries"] for name in names_in(q["expr"])}
+    asked = {name for _, specs in ROWS for spec in specs if is_there(spec, help_of)
+             for q in spec["queries"] for name in names_in(q["expr"])}
     missing = [f"a panel asks for {name}, which the gateway does not have" for name in sorted(asked - set(help_of))]
     unshown = [f"no panel shows {name}" for name in sorted(set(help_of) - asked - set(UNSHOWN))]
     return missing + unshown
