@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,20 @@ def findings(gateway, kind=None):
 
 
 def named(gateway, kind, subject, since):
-    """Waits for the finding on every channel, and returns it; `since` is when the trouble began, by time.monotonic()."""
-    found = wait_until(lambda: findings(gateway, kind), since + NAMED_WITHIN - time.monotonic(), kind)
+    """Waits for the finding on every channel, and returns it; `since` is when the trouble began, by time.time().
+
+    The log says when it was named: asking for it may take its time on a busy machine.
+    """
+    found = wait_until(lambda: findings(gateway, kind), 10, kind)
     assert [one["subject"] for one in found] == [subject], found
     assert gateway.metrics().sum("pilotlight_finding_active", kind=kind, subject=subject) == 1
     assert gateway.metrics().sum("pilotlight_findings_total", kind=kind) == 1
     assert found[0]["remedy"] and found[0]["detail"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["since"])
-    assert re.search(rf"found.*kind.*{kind}.*{re.escape(subject)}", plain(gateway.log)), gateway.log
+    line = re.search(rf"^(\S+)Z .*found.*kind=\"{kind}\" subject={re.escape(subject)} ", plain(gateway.log), re.M)
+    assert line, gateway.log
+    after = datetime.fromisoformat(line[1] + "+00:00").timestamp() - since
+    assert after <= NAMED_WITHIN, f"named after {after:.2f} s"
     return found[0]
 
 
@@ -142,7 +149,7 @@ def test_a_stalled_shard(origin):
     with serve(origin) as gateway:
         time.sleep(0.5)
         with StoppedThread(shard_thread(gateway, 1)):
-            stopped = time.monotonic()
+            stopped = time.time()
             found = named(gateway, "shard_stalled", "1", stopped)
             assert "not gone round" in found["detail"]
             for path in ("/metrics", "/healthz", "/status"):
@@ -160,9 +167,10 @@ def test_slots_that_hang_are_named_with_the_routes_that_hold_them(origin):
             threading.Thread(target=gateway.get, args=(path,), kwargs={"timeout": 60}, daemon=True)
             for path in ("/slow/1", "/slow/2", "/slow/3", "/other", "/waits")
         ]
+        hung = time.time()
         for thread in threads:
             thread.start()
-        found = named(gateway, "slots_exhausted", "app", time.monotonic())
+        found = named(gateway, "slots_exhausted", "app", hung)
         assert "held by /slow/ (3), / (1)" in found["detail"], found
         assert "all 4 slots" in found["detail"] and "1 requests wait" in found["detail"], found
         gate.set()
@@ -178,7 +186,7 @@ def test_the_sync_trap_is_named_as_such(origin):
         with Load(gateway, ["/slow/1", "/other"], 30, threads=32):
             # Its mark is latency at the time-out, so that is when it can be seen first.
             wait_until(lambda: gateway.metrics().sum("pilotlight_upstream_requests_total", result="timeout") >= 2, 10)
-            found = named(gateway, "sync_trap", "app", time.monotonic())
+            found = named(gateway, "sync_trap", "app", time.time())
             assert "flat at the time-out" in found["detail"] and "first_byte_timeout is 1.0 s" in found["detail"], found
             assert "max_concurrency" in found["remedy"] and "ASGI" in found["remedy"]
             gate.set()
@@ -189,7 +197,7 @@ def test_the_sync_trap_of_an_application_that_times_out_itself(origin):
     origin.on("/", lambda r: Reply("no", status=504, delay=1.0))
     with serve(origin) as gateway, Load(gateway, ["/slow/1", "/other"], 30, threads=32):
         wait_until(lambda: gateway.metrics().sum("pilotlight_upstream_requests_total", result="error") >= 2, 10)
-        found = named(gateway, "sync_trap", "app", time.monotonic())
+        found = named(gateway, "sync_trap", "app", time.time())
         assert "within the application" in found["detail"], found
 
 
@@ -197,7 +205,7 @@ def test_an_upstream_that_is_down(origin):
     with serve(origin) as gateway:
         assert gateway.get("/").status == 200
         origin.stop()
-        stopped = time.monotonic()
+        stopped = time.time()
         with Load(gateway, ["/other"], 20):
             found = named(gateway, "upstream_down", "app", stopped)
             assert "in a row" in found["detail"]
@@ -213,7 +221,7 @@ def test_a_route_that_becomes_slow(origin):
         wait_until(lambda: load.answers >= 40 * 20, 60, "what is usual")
         assert not findings(gateway)
         delay[0] = 0.3
-        changed = time.monotonic()
+        changed = time.time()
         found = named(gateway, "route_slow", "/", changed)
         assert "usually" in found["detail"] and "from the upstream" in found["detail"], found
         delay[0] = 0.02
