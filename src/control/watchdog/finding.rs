@@ -9,18 +9,16 @@ pub(in crate::control) enum Kind {
     UpstreamDown,
     RouteSlow,
     ShieldAged,
-    SnapshotFailing,
 }
 
 impl Kind {
-    pub(in crate::control) const ALL: [Self; 7] = [
+    pub(in crate::control) const ALL: [Self; 6] = [
         Self::ShardStalled,
         Self::SlotsExhausted,
         Self::SyncTrap,
         Self::UpstreamDown,
         Self::RouteSlow,
         Self::ShieldAged,
-        Self::SnapshotFailing,
     ];
 
     pub(in crate::control) fn as_str(self) -> &'static str {
@@ -31,7 +29,6 @@ impl Kind {
             Self::UpstreamDown => "upstream_down",
             Self::RouteSlow => "route_slow",
             Self::ShieldAged => "shield_aged",
-            Self::SnapshotFailing => "snapshot_failing",
         }
     }
 
@@ -61,9 +58,8 @@ impl Kind {
                  has become slower. Answers from the cache that are slow point to the machine: CPU taken away, or a shard that is busy."
             }
             Self::ShieldAged => {
-                "The application has not answered the scrape for a while; the last answer is served with its age."
+                "The application has not answered for a while, and its last answer is served with its age. Ask it directly, and look for other findings of its upstream."
             }
-            Self::SnapshotFailing => "Look at the log for the reason: space and permissions of the snapshot's folder.",
         }
     }
 }

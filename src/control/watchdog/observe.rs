@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::MissedTickBehavior;
 
 use super::latency::ROUTES_MAX;
-use super::{Class, EVERY, Event, RouteSeen, Seen, Snapshot, UpstreamSeen, Watchdog, finding};
+use super::{AgeSeen, Class, EVERY, Event, Kind, RouteSeen, Seen, Snapshot, UpstreamSeen, Watchdog, finding};
 use crate::config::Config;
 use crate::control::State;
 use crate::control::link::ShardShared;
@@ -18,6 +18,9 @@ use crate::control::recorder::{Labels, Recorder};
 const LATENCY_LOOKS: u64 = 2;
 /// And where there are so many new requests.
 const NEW_REQUESTS_MIN: u64 = 8;
+
+/// A scrape shield is too old when the application was silent for so many intervals.
+const INTERVALS_MISSED: u64 = 3;
 
 /// Looks for as long as the program runs.
 pub(in crate::control) async fn watch(state: Rc<State>) {
@@ -34,7 +37,7 @@ pub(in crate::control) async fn watch(state: Rc<State>) {
                 0 => routes(&state.config, &state.recorder, &mut counted),
                 _ => Vec::new(),
             },
-            aged: Vec::new(),
+            aged: shields(&state),
         };
         let events = watchdog.look(state.shards.now_mono_ms(), &seen, &mut state.board.borrow_mut());
         events.iter().for_each(log);
@@ -100,6 +103,26 @@ fn upstream(state: &State, at: usize) -> UpstreamSeen {
         all_down: config.health_check.is_some() && !addresses.is_empty() && addresses.iter().all(|(_, up)| !up),
         ..UpstreamSeen::default()
     }
+}
+
+/// Before the first answer, the age is that of the program.
+fn shields(state: &State) -> Vec<AgeSeen> {
+    let now_ms = state.shards.now_mono_ms();
+    let routes = state.config.routes.iter().enumerate();
+    let shielded = routes.filter_map(|(at, route)| Some((at, route, route.shield.as_ref()?)));
+    shielded
+        .map(|(at, route, shield)| {
+            let told =
+                state.shared().iter().filter_map(|shared| shared.shields.get(at)).map(|since| since.load(Relaxed));
+            let since_ms = told.max().filter(|since_ms| *since_ms > 0).unwrap_or(state.started_mono_ms);
+            AgeSeen {
+                kind: Kind::ShieldAged,
+                subject: route.name.clone(),
+                age_ms: now_ms.saturating_sub(since_ms),
+                age_ms_max: shield.interval.as_millis() as u64 * INTERVALS_MISSED,
+            }
+        })
+        .collect()
 }
 
 fn hold_slots(config: &Config, recorder: &Recorder, seen: &mut [UpstreamSeen]) {
