@@ -109,7 +109,8 @@ ROWS = [
               query(gauge("pilotlight_upstream_breaker_shards", "upstream, state"), "{{upstream}} {{state}}"),
               query(rate("pilotlight_upstream_breaker_openings_total", "upstream"), "{{upstream}} openings a second")),
         graph("Phases, p99", "s", query(quantile(0.99, "pilotlight_upstream_phase_seconds", "upstream, phase"), "{{upstream}} {{phase}}"), optional=True),
-        graph("Refreshes begun late, p99", "s", query(quantile(0.99, "pilotlight_refresh_lateness_seconds"), "p99"), optional=True),
+        graph("Refreshes begun late, p99", "s", query(
+            quantile(0.99, "pilotlight_refresh_lateness_seconds", "kind"), "{{kind}}"), optional=True),
         graph("Scrape shields: age", "s",
               query(gauge("pilotlight_shield_age_seconds", "route", how="max"), "{{route}}"),
               query(gauge("pilotlight_shield_interval_seconds", "route", how="max"), "{{route}} asked every"), optional=True),

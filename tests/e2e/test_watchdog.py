@@ -228,6 +228,24 @@ def test_a_route_that_becomes_slow(origin):
         over(gateway, "route_slow", "/")
 
 
+def test_a_shield_whose_application_is_silent(origin):
+    gate = threading.Event()
+    gate.set()
+    origin.on("/metrics", lambda r: Reply("up 1\n", gate=gate))
+    config = CONFIG + '[[routes]]\nname = "numbers"\npath = "/metrics"\nupstream = "app"\n[routes.shield]\ninterval = "500ms"\n'
+    with Gateway(config, origin=origin.address, first_byte="30s", slots=4) as gateway:
+        wait_until(lambda: gateway.get("/metrics").status == 200, 10, "the first answer")
+        time.sleep(1.5)
+        assert not findings(gateway)
+        gate.clear()
+        # Its mark is an age of three intervals.
+        wait_until(lambda: gateway.metrics().sum("pilotlight_shield_age_seconds") > 1.5, 10, "its age")
+        found = named(gateway, "shield_aged", "numbers", time.time())
+        assert "expected at most 1.5 s" in found["detail"], found
+        gate.set()
+        over(gateway, "shield_aged", "numbers")
+
+
 # --- And silence -----------------------------------------------------------------------------------------------------
 
 
