@@ -26,7 +26,7 @@ pub mod trace;
 pub mod url;
 pub mod watchdog;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -36,7 +36,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, Endpoint};
 use dispatch::Doorbell;
@@ -44,10 +43,7 @@ use link::{Acks, ShardShared, Shards};
 use listener::Listener;
 use recorder::Recorder;
 use servers::Servers;
-use watchdog::{Finding, Watchdog};
 
-/// How often the watchdog looks at the heartbeats.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the shards have ended.
 const END_CHECK_EVERY: Duration = Duration::from_millis(20);
 
@@ -96,6 +92,8 @@ struct State {
     recorder: Recorder,
     config: Arc<Config>,
     servers: Rc<Servers>,
+    /// What the watchdog found.
+    board: RefCell<watchdog::Board>,
     started_mono_ms: u64,
     started_unix_secs: f64,
     /// How long the last page of metrics was.
@@ -144,6 +142,7 @@ impl Control {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
             servers: Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints)),
+            board: RefCell::default(),
             shards: self.shards,
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
@@ -158,7 +157,7 @@ impl Control {
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
-        tokio::task::spawn_local(watch(state.clone()));
+        tokio::task::spawn_local(watchdog::watch(state.clone()));
         tokio::task::spawn_local(save_at_intervals(state.clone()));
         tokio::task::spawn_local(live::run(state.clone()));
         state.servers.spawn(Rc::new(servers::System));
@@ -255,32 +254,5 @@ impl Signals {
         if !signalled {
             std::future::pending().await
         }
-    }
-}
-
-/// Once a second: says which shard stands still, and when it goes on.
-async fn watch(state: Rc<State>) {
-    let mut watchdog = Watchdog::new(state.shards.count(), state.shards.now_mono_ms());
-    let mut ticks = tokio::time::interval(WATCH_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        for finding in watchdog.check(state.shards.now_mono_ms(), state.shared().iter().map(heartbeat)) {
-            log(finding);
-        }
-    }
-}
-
-fn heartbeat(shared: &ShardShared) -> Option<u64> {
-    let beat_ms = shared.heartbeat_mono_ms.load(Relaxed);
-    (beat_ms > 0 && !shared.ended.load(Relaxed)).then_some(beat_ms)
-}
-
-fn log(finding: Finding) {
-    match finding {
-        Finding::Stalled { shard, for_ms } => {
-            tracing::warn!(shard, for_ms, "shard stands still: its loop does not go round")
-        }
-        Finding::Recovered { shard, after_ms } => tracing::warn!(shard, after_ms, "shard goes round again"),
     }
 }

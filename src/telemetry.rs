@@ -148,6 +148,7 @@ pub struct ServerLoad {
 pub struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     duration: [Histogram; Outcome::ALL.len()],
+    slots: Gauge,
 }
 
 /// An upstream as one shard sees it, by `FetchKind as usize`.
@@ -322,6 +323,12 @@ impl Telemetry {
         self.upstreams[upstream].queue.set(queue);
     }
 
+    /// Slots of its upstream that the route holds, told by the shard that keeps them.
+    #[inline]
+    pub fn route_slots(&self, route: usize, held: u32) {
+        self.routes[route].slots.set(held);
+    }
+
     /// This shard's part of the cache.
     #[inline]
     pub fn cache_size(&self, bytes: u64, entries: u64) {
@@ -388,6 +395,7 @@ impl RouteMetrics {
             duration: Outcome::ALL.map(|outcome| {
                 histogram!("pilotlight_request_duration_seconds", "route" => route.clone(), "outcome" => outcome.as_str())
             }),
+            slots: gauge!("pilotlight_route_slots", "route" => route.clone()),
         }
     }
 }
@@ -492,6 +500,7 @@ fn describe() {
     );
     histogram!("pilotlight_refresh_lateness_seconds", "How long after it was due a refresh or warm fetch started.");
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
+    gauge!("pilotlight_route_slots", "Slots of its upstream that requests of the route hold now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
     counter!(
         "pilotlight_upstream_retries_total",

@@ -109,6 +109,26 @@ impl Recorder {
         series.for_each(|(labels, entry)| see(labels, &entry.series));
     }
 
+    /// Shows the labels and the sum of each counter or gauge of this name.
+    pub(super) fn each_value(&self, name: &str, mut show: impl FnMut(&Labels, f64)) {
+        for (labels, entry) in self.lock().families.get(name).into_iter().flat_map(|family| &family.series) {
+            match &entry.series {
+                Series::Counter(cells) => show(labels, cells.sum() as f64),
+                Series::Gauge(cells) => show(labels, cells.sum()),
+                Series::Histogram(_) => {}
+            }
+        }
+    }
+
+    /// Shows the labels of each histogram of this name, and what adds its values to a snapshot.
+    pub(super) fn each_histogram(&self, name: &str, mut show: impl FnMut(&Labels, &dyn Fn(&mut Snapshot))) {
+        for (labels, entry) in self.lock().families.get(name).into_iter().flat_map(|family| &family.series) {
+            if let Series::Histogram(cells) = &entry.series {
+                show(labels, &|snapshot| cells.add_to(snapshot));
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Registry> {
         // A panic while it was held left at worst a family without series: still good to render.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)

@@ -9,6 +9,7 @@ use super::exposition::{Page, pairs};
 use super::openmetrics::Format;
 use super::recorder::{Kind, Labels};
 use super::snapshot::Numbers;
+use super::watchdog;
 use super::{State, process, status};
 use crate::base::exemplar::Exemplar;
 use crate::base::outcome::Outcome;
@@ -99,6 +100,7 @@ fn update(state: &State) {
             gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
         }
     }
+    findings(state);
     let now_ms = state.shards.now_mono_ms();
     for (shard, shared) in state.shared().iter().enumerate() {
         if let Some(age_ms) = status::heartbeat_age_ms(shared, now_ms) {
@@ -123,6 +125,25 @@ fn snapshot(numbers: Numbers) {
     counter!("pilotlight_snapshot_failures_total").absolute(numbers.failures);
 }
 
+/// A finding's series stays, at 0, when it is over. Those of shards and upstreams are there from the start, those of routes with the first.
+fn findings(state: &State) {
+    let board = state.board.borrow();
+    let shards = (0..state.shards.count()).map(|shard| (watchdog::Kind::ShardStalled, shard.to_string()));
+    let upstreams = state.config.upstreams.iter().flat_map(|upstream| {
+        [watchdog::Kind::SlotsExhausted, watchdog::Kind::SyncTrap, watchdog::Kind::UpstreamDown]
+            .map(|kind| (kind, upstream.name.clone()))
+    });
+    let lately = board.recent().map(|finding| (finding.kind, finding.subject.clone()));
+    let active = |(kind, subject)| gauge!("pilotlight_finding_active", "kind" => watchdog::Kind::as_str(kind), "subject" => subject);
+    shards.chain(upstreams).chain(lately).for_each(|key| active(key).set(0));
+    for finding in board.active() {
+        active((finding.kind, finding.subject.clone())).set(1);
+    }
+    for kind in watchdog::Kind::ALL {
+        counter!("pilotlight_findings_total", "kind" => kind.as_str()).absolute(board.begun(kind));
+    }
+}
+
 fn describe() {
     describe_gauge!("pilotlight_snapshot_age_seconds", "Time since the entries of the snapshot on disk were taken.");
     describe_gauge!("pilotlight_snapshot_duration_seconds", "How long the last save took.");
@@ -132,6 +153,11 @@ fn describe() {
     describe_gauge!("pilotlight_snapshot_damaged_places", "Damaged places found in the snapshot at the start.");
     describe_counter!("pilotlight_snapshot_saves_total", "Snapshots written.");
     describe_counter!("pilotlight_snapshot_failures_total", "Saves and records of purges that failed.");
+    describe_gauge!(
+        "pilotlight_finding_active",
+        "1 while the watchdog finds it, by kind; the subject is a shard, upstream or route."
+    );
+    describe_counter!("pilotlight_findings_total", "Findings of the watchdog by kind.");
     describe_gauge!("pilotlight_build_info", "Always 1; the version is the label.");
     describe_gauge!("pilotlight_ready", "1 when /readyz says yes.");
     describe_gauge!("pilotlight_warm_entries", "Entries of the warm list.");

@@ -1,12 +1,13 @@
 //! What `/readyz` and `/status` say, computed from what the shards share. Nothing here waits for a shard.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use super::State;
 use super::link::ShardShared;
-use super::watchdog::STALLED_AFTER_MS;
+use super::watchdog::{Finding, STALLED_AFTER_MS};
 
 #[derive(Serialize)]
 pub(super) struct Readiness {
@@ -26,6 +27,21 @@ pub(super) struct Status {
     upstreams: Vec<UpstreamStatus>,
     routes: Vec<RouteStatus>,
     warm: Vec<WarmStatus>,
+    /// What the watchdog says is wrong now, the oldest first.
+    findings: Vec<FindingStatus>,
+    /// What was wrong lately, the newest first.
+    recent_findings: Vec<FindingStatus>,
+}
+
+#[derive(Serialize)]
+struct FindingStatus {
+    kind: &'static str,
+    subject: String,
+    /// RFC 3339, UTC.
+    since: String,
+    for_secs: f64,
+    detail: String,
+    remedy: &'static str,
 }
 
 #[derive(Serialize)]
@@ -144,6 +160,21 @@ pub(super) fn status(state: &State) -> Status {
         upstreams: upstreams(state),
         routes: routes(state),
         warm: warm_lists(state),
+        findings: state.board.borrow().active().into_iter().map(|found| finding_status(found, now_ms)).collect(),
+        recent_findings: state.board.borrow().recent().map(|found| finding_status(found, now_ms)).collect(),
+    }
+}
+
+fn finding_status(finding: &Finding, now_ms: u64) -> FindingStatus {
+    let ago = Duration::from_millis(now_ms.saturating_sub(finding.since_ms));
+    let since = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
+    FindingStatus {
+        kind: finding.kind.as_str(),
+        subject: finding.subject.clone(),
+        since: humantime::format_rfc3339_millis(since).to_string(),
+        for_secs: finding.until_ms.unwrap_or(now_ms).saturating_sub(finding.since_ms) as f64 / 1000.0,
+        detail: finding.detail.clone(),
+        remedy: finding.kind.remedy(),
     }
 }
 

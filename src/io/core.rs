@@ -386,6 +386,9 @@ impl Shard {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
         }
+        for (route, held) in state.slot_holders() {
+            telemetry.route_slots(route.into(), held);
+        }
         for (kind, late_ms) in state.late_ms.drain(..) {
             telemetry.started_late(kind, Duration::from_millis(late_ms));
         }

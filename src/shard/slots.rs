@@ -127,6 +127,11 @@ impl Slots {
         self.in_use
     }
 
+    /// Routes that had a slot before, and how many each holds.
+    pub fn holders(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.route_in_use.iter().map(|(route, held)| (*route, *held))
+    }
+
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queues.iter().map(VecDeque::len).sum()

@@ -689,6 +689,11 @@ impl State {
         self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
     }
 
+    /// Routes and the slots that they hold, of the upstreams whose home is here.
+    pub fn slot_holders(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.slots.values().flat_map(Slots::holders)
+    }
+
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {
         self.partition.bytes()

@@ -16,6 +16,14 @@ def pytest_configure(config):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("-m"):
+        skip = pytest.mark.skip(reason="takes minutes: -m long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture
 def origin():
     with Origin() as running:

@@ -188,6 +188,7 @@ def test_prometheus_itself_scrapes_it(gateway, tmp_path):
             return [float(result["value"][1]) for result in answer["data"]["result"]]
 
         wait_port(port, 20, process=process)
+        wait_until(lambda: get(port, "/-/ready").status == 200, 20, "Prometheus to be ready")
         for _ in range(7):
             gateway.get("/cached/a")
         # The first was a miss.
