@@ -1,4 +1,4 @@
-"""Latency over time, phase beside phase: a dot for each call on a logarithmic scale, and the scrapes in strips below."""
+"""Latency over time, phase beside phase: a dot for each call on a logarithmic scale, and strips of scrapes below."""
 
 import math
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ def timeline(path: Path, title: str, subtitle: str, tracks: list[Track]) -> None
     def y(ms: float) -> float:
         return bottom - (bottom - top) * math.log(ms / low) / math.log(high / low)
 
-    for place, (kind, label) in enumerate({"heavy": "heavy call", "light": "light call", "failed": "failed call"}.items()):
-        drawing.add(f'<circle cx="{34 + 120 * place}" cy="82" r="4.5" fill="{KINDS[kind]}"/>')
-        drawing.text(46 + 120 * place, 87, label, "ink")
+    for place, (kind, colour) in enumerate(KINDS.items()):
+        drawing.add(f'<circle cx="{34 + 120 * place}" cy="82" r="4.5" fill="{colour}"/>')
+        drawing.text(46 + 120 * place, 87, f"{kind} call", "ink")
     for place, (colour, label) in enumerate(((KEPT, "scrape kept"), (LOST, "scrape lost"), (ABSENT, "no sample"))):
         drawing.add(f'<rect x="{430 + 130 * place}" y="75" width="5" height="14" fill="{colour}"/>')
         drawing.text(443 + 130 * place, 87, label, "ink")
