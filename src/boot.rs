@@ -75,7 +75,8 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
     let bound =
         listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
-    let shared: Arc<[ShardShared]> = (0..shards).map(|_| ShardShared::new(config.warm.len())).collect();
+    let shared = || ShardShared::new(config.warm.len()).with_routes(config.routes.len());
+    let shared: Arc<[ShardShared]> = (0..shards).map(|_| shared()).collect();
     let acks = Arc::new(Acks::new(shards)?);
     let common = Arc::new(Common {
         table: Table::new(&config.routes),

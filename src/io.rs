@@ -20,6 +20,7 @@ pub mod pool;
 pub mod reply;
 pub mod runtime;
 pub mod serve;
+pub mod shield;
 pub mod spin;
 pub mod stream;
 pub mod tunnel;

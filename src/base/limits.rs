@@ -43,6 +43,9 @@ pub const REPLICAS_BYTES_SHARE: u64 = 4;
 pub const POPULAR_HITS_MIN: u8 = 2;
 /// Keys that a shard looks through in one tick for those to be refreshed: at 32 bytes each in a row, some tens of microseconds.
 pub const SWEEP_KEYS: usize = 16 * 1024;
+/// Latenesses of background fetches kept until telemetry takes them, a few milliseconds later.
+pub const LATE_MAX: usize = 1024;
+
 /// First wait after a failed background fetch; doubles up to `BACK_OFF_MS_MAX`.
 pub const BACK_OFF_MS: u64 = 500;
 /// Longest wait between attempts at a warm entry.

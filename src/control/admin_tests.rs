@@ -44,7 +44,7 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
-            Command::Warm { .. } | Command::Servers { .. } => {}
+            Command::Warm { .. } | Command::Servers { .. } | Command::Stall { .. } => {}
         }
         true
     }
@@ -86,6 +86,7 @@ fn config() -> Config {
         cache: Cache { memory: 1 << 20, max_object: 1 << 16 },
         upstreams: Vec::new(),
         routes: vec![Route {
+            shield: None,
             name: "/".into(),
             host: None,
             path: "/".into(),

@@ -8,6 +8,7 @@ use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
+use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
 use crate::base::outcome::FetchKind;
@@ -22,6 +23,7 @@ use crate::shard::query::Query;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -71,6 +73,8 @@ pub struct Shard {
     pub spin: Spin,
     pub upstreams: Vec<Upstream>,
     pub telemetry: Telemetry,
+    /// What the scrape shields ask for, by route.
+    pub shields: HashMap<u16, Arc<Query>>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
@@ -105,6 +109,7 @@ impl Shard {
         let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
+        let _ = common.shared[id].exemplars.set(telemetry.exemplars());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
         let servers: Vec<Vec<String>> =
             common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
@@ -123,6 +128,7 @@ impl Shard {
             spin: Spin::new(common.config.server.busy_poll),
             upstreams,
             telemetry,
+            shields: shield::queries(&common),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
@@ -310,13 +316,15 @@ impl Shard {
                 let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
                 self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
+            Command::Stall { ms } => std::thread::sleep(Duration::from_millis(ms)),
             Command::Drain => self.start_drain(),
         }
     }
 
     fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) {
         let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return };
-        let Some(cache) = &self.common.config.routes[route as usize].cache else { return };
+        let config = &self.common.config.routes[route as usize];
+        let Some(cache) = config.cache.as_ref().filter(|_| config.shield.is_none()) else { return };
         let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return };
         let per_credential = cache.authorization == crate::config::Authorization::PerCredential;
         let query = Query::new(&self.common.hasher, buf, head, route, per_credential, None, true);
@@ -342,7 +350,7 @@ impl Shard {
 
     /// Passes on what changed since the last time to telemetry.
     pub fn measure(&self) {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         let telemetry = &self.telemetry;
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
@@ -350,6 +358,9 @@ impl Shard {
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
+        }
+        for (kind, late_ms) in state.late_ms.drain(..) {
+            telemetry.started_late(kind, Duration::from_millis(late_ms));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);
