@@ -3,5 +3,6 @@
 pub mod exemplar;
 pub mod limits;
 pub mod outcome;
+pub mod record;
 pub mod size_class;
 pub mod time;

@@ -3,7 +3,9 @@
 use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
+use super::export;
 use super::fetch;
+use super::journal::Journal;
 use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
@@ -14,7 +16,7 @@ use super::upstream::Upstream;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::{Addr, Config, Endpoint};
-use crate::control::link::{self, Acks, Command, ShardShared};
+use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
@@ -22,13 +24,14 @@ use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Tok
 use crate::shard::query::Query;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// What all shards share, none of it ever written after the start but the atomics.
@@ -44,6 +47,8 @@ pub struct Common {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
+    /// Where shards hand over their entries to be saved; `None`: nothing is saved.
+    pub exports: Option<SyncSender<Export>>,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
     pub clients: Box<[AtomicUsize]>,
 }
@@ -75,6 +80,8 @@ pub struct Shard {
     pub telemetry: Telemetry,
     /// What the scrape shields ask for, by route.
     pub shields: HashMap<u16, Arc<Query>>,
+    /// Set before anything is served, or never.
+    pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
@@ -129,6 +136,7 @@ impl Shard {
             upstreams,
             telemetry,
             shields: shield::queries(&common),
+            journal: OnceCell::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
@@ -164,6 +172,18 @@ impl Shard {
     pub fn now_at(&self, mono_ns: u64) -> Now {
         let mono_ms = mono_ns / 1_000_000;
         Now { mono_ms, unix_ms: mono_ms.saturating_add_signed(self.unix_offset_ms.get()) }
+    }
+
+    /// What takes records of requests, if any are wanted.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.get()
+    }
+
+    /// Nanoseconds since the epoch of Unix; the wall clock counts to the millisecond.
+    #[must_use]
+    pub fn unix_ns_at(&self, mono_ns: u64) -> u64 {
+        mono_ns.saturating_add_signed(self.unix_offset_ms.get().saturating_mul(1_000_000))
     }
 
     /// The current IMF-fixdate (RFC 9110 §5.6.7), formatted once a second.
@@ -310,6 +330,9 @@ impl Shard {
                     self.warm_once(host, target, now);
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
+            }
+            Command::Export { id } => {
+                monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
             }
             Command::Servers { upstream, endpoints } => {
                 let at = upstream as usize;
