@@ -3,6 +3,7 @@
 //! 2 the system or the running gateway refused. Must not start threads or shards: that is `main`'s.
 
 pub mod ask;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::exit;
@@ -130,8 +131,11 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub admin: AdminArg,
     /// Print the JSON exactly as the gateway sent it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     pub json: bool,
+    /// Go on showing the essentials, once a second; plain lines where standard output is no terminal
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// Reads the command line. Help and version end the process with 0, a mistake with 1.
@@ -198,10 +202,20 @@ mod tests {
             "warm a b",
             "warm -",
             "status --json",
+            "status --watch",
         ] {
             assert!(parsed(&format!("pilotlight {line}")).is_ok(), "{line}");
         }
-        for line in ["", "check", "purge", "purge --url u --tag t", "warm", "status x", "serve --sards 1"] {
+        for line in [
+            "",
+            "check",
+            "purge",
+            "purge --url u --tag t",
+            "warm",
+            "status x",
+            "status --watch --json",
+            "serve --sards 1",
+        ] {
             let error = parsed(&format!("pilotlight {line}")).expect_err(line);
             assert!(error.use_stderr(), "{line}");
         }

@@ -60,6 +60,8 @@ pub struct Config {
     pub server: Server,
     /// The admin listener: `Addr::Tcp` or `Addr::Unix`.
     pub admin: Addr,
+    /// Names with a dot that a request to the admin address may give as its Host; lower case.
+    pub admin_hosts: Vec<String>,
     pub cache: Cache,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,

@@ -7,10 +7,13 @@ pub mod access_log;
 mod admin;
 mod dispatch;
 mod exposition;
+mod guard;
 pub mod histogram;
 pub mod link;
 pub mod listener;
+mod live;
 mod openmetrics;
+mod page;
 mod process;
 pub mod recorder;
 mod scrape;
@@ -104,6 +107,7 @@ struct State {
     snapshot_due: Notify,
     /// Held by who saves.
     saving: tokio::sync::Mutex<()>,
+    live: live::Live,
     /// Held by the command that is under way.
     turn: tokio::sync::Mutex<()>,
     last_id: Cell<u64>,
@@ -150,11 +154,13 @@ impl Control {
             snapshot: self.snapshot,
             snapshot_due: Notify::new(),
             saving: tokio::sync::Mutex::new(()),
+            live: live::Live::default(),
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watch(state.clone()));
         tokio::task::spawn_local(save_at_intervals(state.clone()));
+        tokio::task::spawn_local(live::run(state.clone()));
         state.servers.spawn(Rc::new(servers::System));
         tokio::select! {
             failed = admin::serve(self.listener, state.clone()) => match failed? {},

@@ -3,7 +3,7 @@
 
 use pilotlight::bench;
 use pilotlight::boot;
-use pilotlight::cli::{self, Command, EXIT_REFUSED, EXIT_USAGE, ask};
+use pilotlight::cli::{self, Command, EXIT_REFUSED, EXIT_USAGE, ask, watch};
 use pilotlight::config::{self, Config, Overrides};
 use pilotlight::control::Ended;
 use pilotlight::demo;
@@ -31,6 +31,10 @@ fn main() -> ExitCode {
         },
         Command::Purge(args) => asked(ask::purge(&args)),
         Command::Warm(args) => asked(ask::warm(&args)),
+        Command::Status(args) if args.watch => match watch::watch(&args.admin.admin) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(&error, error.exit_code()),
+        },
         Command::Status(args) => asked(ask::status(&args)),
     }
 }

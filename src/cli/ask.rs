@@ -13,6 +13,8 @@ use crate::config::addr::parse_connect;
 
 /// From connecting to the last byte of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest pause between two pieces of a stream that has one each second.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -110,7 +112,37 @@ fn ask(admin: &str, method: &str, target: &str, body: &[u8]) -> Result<String, A
     Err(AskError::Refused { status: answer.status, reason })
 }
 
-fn explain(error: &io::Error) -> String {
+/// The stream of `/events`, without what was before; each read waits for so long that a gateway which still lives has sent something.
+pub(super) fn events(admin: &str) -> Result<impl BufRead + use<>, AskError> {
+    let addr = parse_connect(admin).map_err(|message| AskError::Usage(format!("--admin: {message}")))?;
+    let unreachable = |error: io::Error| AskError::Unreachable { admin: admin.to_owned(), why: explain(&error) };
+    let open = || -> io::Result<(Answer, BufReader<Stream>)> {
+        let mut stream = Stream::connect(&addr, Instant::now() + TIMEOUT)?;
+        let host = host(&addr);
+        // Of HTTP/1.0, since then the body has no framing: it is lines from here to the end.
+        stream.write_all(format!("GET /events?past=no HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())?;
+        let mut stream = BufReader::new(stream);
+        let mut answer = read_head(&mut stream)?;
+        if answer.status != 200 {
+            answer.body = read_body(&mut stream, &answer)?;
+        }
+        Ok((answer, stream))
+    };
+    let (answer, mut stream) = open().map_err(unreachable)?;
+    if answer.status != 200 {
+        let reason = String::from_utf8_lossy(&answer.body).lines().next().unwrap_or_default().trim().to_owned();
+        return Err(AskError::Refused { status: answer.status, reason });
+    }
+    stream.get_mut().silence = Some(SILENCE);
+    Ok(stream)
+}
+
+/// What a request says in Host. A name is not passed on: the gateway knows only the names of its configuration, which are for browsers.
+fn host(addr: &Addr) -> String {
+    if matches!(addr, Addr::Tcp(_)) { addr.to_string() } else { "localhost".to_owned() }
+}
+
+pub(super) fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
         _ => error.to_string(),
@@ -146,8 +178,7 @@ pub fn request(
     let mut stream = Stream::connect(addr, Instant::now() + timeout)?;
     let mut head = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        let host = if matches!(addr, Addr::Unix(_)) { "localhost".to_owned() } else { addr.to_string() };
-        head.push_str(&format!("Host: {host}\r\n"));
+        head.push_str(&format!("Host: {}\r\n", host(addr)));
     }
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -161,6 +192,8 @@ pub fn request(
 struct Stream {
     io: Io,
     deadline: Instant,
+    /// Of a stream without an end: each read starts anew with so much time.
+    silence: Option<Duration>,
 }
 
 enum Io {
@@ -175,7 +208,7 @@ impl Stream {
             Addr::Tcp(addr) => Io::Tcp(TcpStream::connect_timeout(addr, left(deadline)?)?),
             Addr::Name(host, port) => Io::Tcp(connect_first((host.as_str(), *port).to_socket_addrs()?, deadline)?),
         };
-        Ok(Self { io, deadline })
+        Ok(Self { io, deadline, silence: None })
     }
 }
 
@@ -197,7 +230,10 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = Some(left(self.deadline)?);
+        let left = match self.silence {
+            Some(silence) => Some(silence),
+            None => Some(left(self.deadline)?),
+        };
         match &mut self.io {
             Io::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
             Io::Unix(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
@@ -224,6 +260,13 @@ fn bad(what: &str) -> io::Error {
 }
 
 fn read_answer(mut stream: impl BufRead) -> io::Result<Answer> {
+    let mut answer = read_head(&mut stream)?;
+    answer.body = read_body(&mut stream, &answer)?;
+    Ok(answer)
+}
+
+/// Status and fields; the body is empty.
+fn read_head(mut stream: &mut impl BufRead) -> io::Result<Answer> {
     let status_line = line(&mut stream)?;
     let mut words = status_line.splitn(3, ' ');
     if !words.next().is_some_and(|version| version.starts_with("HTTP/1.")) {
@@ -239,7 +282,6 @@ fn read_answer(mut stream: impl BufRead) -> io::Result<Answer> {
         let (name, value) = field.split_once(':').ok_or_else(|| bad("a field without a colon"))?;
         answer.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    answer.body = read_body(&mut stream, &answer)?;
     Ok(answer)
 }
 

@@ -47,6 +47,8 @@ pub struct Server {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     pub listen: Option<Spanned<String>>,
+    #[serde(default)]
+    pub hosts: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

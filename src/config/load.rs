@@ -77,7 +77,24 @@ fn resolve(source: Source<'_>, flags: &Overrides, around: &Surroundings<'_>) -> 
     let (upstreams, routes) = complete(source, upstreams, routes, flags, &own)?;
     let warm = warm::resolve(source, &file.warm, &routes, &upstreams, around.env)?;
     let (log, tracing) = (log::log(source, &file.log)?, log::tracing(source, file.tracing.as_ref())?);
-    Ok(Config { server, admin: admin.0.clone(), cache, upstreams, routes, warm, log, tracing })
+    let admin_hosts = admin_hosts(source, &file.admin.hosts)?;
+    Ok(Config { server, admin: admin.0.clone(), admin_hosts, cache, upstreams, routes, warm, log, tracing })
+}
+
+fn admin_hosts(source: Source<'_>, hosts: &[Spanned<String>]) -> Result<Vec<String>, ConfigError> {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let host = |text: &Spanned<String>| {
+        let host = text.as_ref().to_ascii_lowercase();
+        if host.split('.').any(str::is_empty) || !host.bytes().all(known) {
+            let message = format!(
+                "bad host {:?}: expected a name without scheme and port, such as \"gw.internal\"",
+                text.as_ref()
+            );
+            return Err(source.at(text.span(), message));
+        }
+        Ok(host)
+    };
+    hosts.iter().map(host).collect()
 }
 
 /// All listeners and where each was written, the admin's last; none in another's way.

@@ -17,6 +17,7 @@ pub fn effective(config: &Config) -> String {
     server(&mut out, &config.server);
     out.head("[admin]");
     out.text("listen", &config.admin.to_string());
+    out.list("hosts", config.admin_hosts.iter().cloned());
     out.head("[cache]");
     out.text("memory", &print_size(config.cache.memory));
     out.text("max_object", &print_size(config.cache.max_object));

@@ -85,6 +85,7 @@ trusted_proxies = []
 name = "edge-1"
 [admin]
 listen = "unix:/run/p/admin.sock"
+hosts = ["GW.internal", "gw"]
 [cache]
 memory = "1GiB"
 max_object = 12345
@@ -313,6 +314,10 @@ fn mistakes_in_a_file() {
         (
             "[admin]\nlisten = ':8080'",
             "p.toml:6:10: the admin address 0.0.0.0:8080 overlaps the listener 127.0.0.1:8080",
+        ),
+        (
+            "[admin]\nhosts = ['http://gw']",
+            "p.toml:6:10: bad host \"http://gw\": expected a name without scheme and port",
         ),
         (
             "[server]\nshards = '0-2,7'",

@@ -7,23 +7,25 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, VARY};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::dispatch::{self, DispatchError};
 use super::link::{Command, Selector};
 use super::listener::Listener;
+use super::live::Events;
 use super::openmetrics::Format;
 use super::snapshot::SaveError;
-use super::{State, scrape, status, url};
+use super::{State, guard, page, scrape, status, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
 const CONNECTIONS_MAX: usize = 64;
@@ -38,9 +40,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
-const HTML: &str = "text/html; charset=utf-8";
+const EVENTS: &str = "text/event-stream";
 
-type Reply = Response<Full<Bytes>>;
+type Reply = Response<Either<Full<Bytes>, Events>>;
 
 /// Serves until it is dropped.
 pub(super) async fn serve(listener: Listener, state: Rc<State>) -> std::io::Result<Infallible> {
@@ -75,28 +77,44 @@ where
 }
 
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<State>) {
+    let cut = Rc::new(Notify::new());
+    let cut_off = cut.clone();
     let service = service_fn(move |request| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&state, request).await) }
+        let (state, cut) = (state.clone(), cut.clone());
+        async move { Ok::<_, Infallible>(answer(&state, request, &cut).await) }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
-    // A client that breaks off or talks nonsense is its own problem; hyper has answered what could be answered.
-    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    tokio::select! {
+        // A client that breaks off or talks nonsense is its own problem; hyper has answered what could be answered.
+        _ = server.serve_connection(TokioIo::new(stream), service) => {}
+        () = cut_off.notified() => {}
+    }
 }
 
-async fn answer(state: &State, request: Request<Incoming>) -> Reply {
+/// `cut` ends the connection.
+async fn answer(state: &State, request: Request<Incoming>, cut: &Rc<Notify>) -> Reply {
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
-        "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
+        "/metrics" | "/healthz" | "/readyz" | "/status" | "/events" => "GET, HEAD",
         "/purge" | "/warm" | "/snapshot" | "/drain" => "POST",
         "/debug/stall" if debug_hooks() => "POST",
+        page if page::file(page).is_some() => "GET, HEAD",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
+    // Machines find these by whatever name, and they hold nothing that a stranger could use.
+    let for_machines = matches!(path.as_str(), "/metrics" | "/healthz" | "/readyz");
+    if !for_machines && let Err(refusal) = guard::host(request.headers(), &state.config.admin_hosts) {
+        return error(StatusCode::FORBIDDEN, refusal.label(), refusal.detail());
+    }
     if !allowed.split(", ").any(|method| method == request.method()) {
         return not_allowed(allowed);
     }
-    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path, &request) }
+    match *request.method() {
+        Method::POST => act(state, &path, request).await,
+        Method::GET if path == "/events" => events(state, request.uri().query(), cut),
+        _ => show(state, &path, &request),
+    }
 }
 
 fn show(state: &State, path: &str, request: &Request<Incoming>) -> Reply {
@@ -109,7 +127,8 @@ fn show(state: &State, path: &str, request: &Request<Incoming>) -> Reply {
             reply_json(code, &json!(readiness))
         }
         "/status" => reply_json(StatusCode::OK, &json!(status::status(state))),
-        _ => page(),
+        "/events" => reply(StatusCode::OK, EVENTS, ""),
+        path => file(path),
     }
 }
 
@@ -122,11 +141,25 @@ fn metrics(state: &State, request: &Request<Incoming>) -> Reply {
     reply
 }
 
+fn file(path: &str) -> Reply {
+    let Some((kind, content)) = page::file(path) else { return reply(StatusCode::NOT_FOUND, PLAIN, "") };
+    let mut reply = reply(StatusCode::OK, kind, content);
+    reply.headers_mut().extend(page::headers());
+    reply
+}
+
+fn events(state: &State, query: Option<&str>, cut: &Rc<Notify>) -> Reply {
+    let Some(events) = state.live.subscribe(query != Some("past=no"), cut.clone()) else {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "too_many_watchers", "as many pages and terminals watch as may");
+    };
+    let mut reply = reply(StatusCode::OK, EVENTS, "");
+    *reply.body_mut() = Either::Right(events);
+    reply
+}
+
 async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
-    // A page of another site, open in an operator's browser, must not purge.
-    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
-    if !matches!(site, None | Some(b"same-origin" | b"none")) {
-        return error(StatusCode::FORBIDDEN, "cross_site", "this request was sent by another site's page");
+    if let Err(refusal) = guard::same_site(request.headers()) {
+        return error(StatusCode::FORBIDDEN, refusal.label(), refusal.detail());
     }
     match path {
         "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
@@ -280,13 +313,6 @@ fn not_allowed(allowed: &'static str) -> Reply {
     reply
 }
 
-fn page() -> Reply {
-    let mut reply = reply(StatusCode::OK, HTML, include_str!("page.html"));
-    let policy = "default-src 'none'; style-src 'unsafe-inline'";
-    reply.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
-    reply
-}
-
 fn error(code: StatusCode, label: &str, detail: &str) -> Reply {
     reply_json(code, &json!({ "error": label, "detail": detail }))
 }
@@ -296,7 +322,7 @@ fn reply_json(code: StatusCode, value: &Value) -> Reply {
 }
 
 fn reply(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Full::new(body.into()));
+    let mut reply = Response::new(Either::Left(Full::new(body.into())));
     *reply.status_mut() = code;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

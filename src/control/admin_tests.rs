@@ -44,6 +44,7 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
+            Command::HotKeys { answer } => drop(answer.set(vec![(b"h/hot".to_vec(), 5)])),
             Command::Warm { .. } | Command::Servers { .. } | Command::Export { .. } | Command::Stall { .. } => {}
         }
         true
@@ -83,6 +84,7 @@ fn config() -> Config {
             name: "pilotlight".into(),
         },
         admin: Addr::Unix(PathBuf::new()),
+        admin_hosts: vec!["gw.internal".into()],
         cache: Cache { memory: 1 << 20, max_object: 1 << 16, snapshot: None, snapshot_interval: Duration::ZERO },
         upstreams: Vec::new(),
         routes: vec![Route {

@@ -75,6 +75,11 @@ const CELLS: usize = (LAST_POWER - FIRST_POWER) as usize * STEPS + 2;
 /// The buckets: each `le` bound cuts one cell in two.
 pub const BUCKETS: usize = CELLS + LE.len();
 
+/// 2^14 ns, about 16 µs: the first band ends here.
+pub const BAND_FIRST_POWER: u32 = 14;
+/// Up to 2^35 ns, about 34 s, and beyond.
+pub const BANDS: usize = 23;
+
 /// How a cell maps to buckets: values beyond `cut_ns` fall into the bucket after `first`.
 #[derive(Clone, Copy)]
 struct Cell {
@@ -229,6 +234,13 @@ impl Snapshot {
         self.buckets.iter().sum()
     }
 
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.buckets.iter_mut().zip(other.buckets.iter()) {
+            *sum += more;
+        }
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
+    }
+
     /// The cumulative counts at the bounds of [`LE`], in their order.
     #[must_use]
     pub fn cumulative(&self) -> [u64; LE.len()] {
@@ -257,6 +269,19 @@ impl Snapshot {
             lower_ns = upper_ns;
         }
         None
+    }
+
+    /// The counts of coarse bands, the first for everything up to 2^[`BAND_FIRST_POWER`] ns, each following one for twice that of the one
+    /// before, the last for all beyond.
+    #[must_use]
+    pub fn bands(&self) -> [u64; BANDS] {
+        let mut bands = [0; BANDS];
+        for (count, upper_ns) in self.buckets.iter().zip(&UPPER_NS) {
+            // The power of two that this bucket lies below or at: every power of two is a bucket's bound.
+            let power = (upper_ns - 1).ilog2() + 1;
+            bands[(power.saturating_sub(BAND_FIRST_POWER) as usize).min(BANDS - 1)] += count;
+        }
+        bands
     }
 
     /// What was recorded since `earlier`, a snapshot of the same histograms.
@@ -321,6 +346,21 @@ mod tests {
         let expected: Vec<u64> = (0..LE.len() as u64).map(|i| 2 * i + 1).collect();
         assert_eq!(snapshot.cumulative().to_vec(), expected);
         assert_eq!(snapshot.count(), 2 * LE.len() as u64);
+    }
+
+    #[test]
+    fn bands_are_octaves() {
+        let cells = HistogramCells::default();
+        for (ns, count) in
+            [(1, 1), (1 << 14, 2), ((1 << 14) + 1, 4), (1 << 15, 8), (1 << 35, 16), ((1 << 35) + 1, 32), (u64::MAX, 64)]
+        {
+            cells.record_ns(ns, count);
+        }
+        let mut snapshot = Snapshot::default();
+        cells.add_to(&mut snapshot);
+        let mut expected = [0; BANDS];
+        (expected[0], expected[1], expected[21], expected[22]) = (3, 12, 16, 96);
+        assert_eq!(snapshot.bands(), expected);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct WarmShared {
     pub filled: AtomicU64,
     /// When the oldest of the filled ones was fetched; 0: none is filled.
     pub oldest_mono_ms: AtomicU64,
+    /// When the next of them is to be fetched, again or for the first time; 0: there is none.
+    pub next_mono_ms: AtomicU64,
 }
 
 impl ShardShared {
@@ -73,6 +75,8 @@ pub enum Command {
     Warm { id: u64, urls: Vec<(String, String)> },
     /// Hand over the entries to be saved, bit by bit so that nobody waits, as one `Export` with this id.
     Export { id: u64 },
+    /// Tell what clients hit since the last such command, and count hits for some seconds from now.
+    HotKeys { answer: Arc<HotKeys> },
     /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
     Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Stand still for so long, to see what the rest does. Only where the debug hooks are on.
@@ -80,6 +84,9 @@ pub enum Command {
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
+
+/// Host and target, and how many hits; most hits first, and not more than a few dozen. Set once, by the shard that was asked.
+pub type HotKeys = OnceLock<Vec<(Vec<u8>, u64)>>;
 
 /// Which entries a purge means. Bytes, because targets need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -102,6 +102,13 @@ impl Recorder {
         snapshot
     }
 
+    /// Shows every series of this name, once.
+    pub(super) fn visit(&self, name: &str, mut see: impl FnMut(&Labels, &Series)) {
+        let registry = self.lock();
+        let series = registry.families.get(name).into_iter().flat_map(|family| &family.series);
+        series.for_each(|(labels, entry)| see(labels, &entry.series));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Registry> {
         // A panic while it was held left at worst a family without series: still good to render.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)

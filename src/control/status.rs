@@ -89,6 +89,8 @@ pub(super) struct WarmStatus {
     pub(super) filled: u64,
     /// How long ago its oldest entry was fetched; none before the first one is filled.
     pub(super) oldest_age_secs: Option<f64>,
+    /// How long until one of its entries is fetched; 0 while one is, or waits for its turn.
+    pub(super) next_refresh_secs: Option<f64>,
 }
 
 pub(super) fn readiness(state: &State) -> Readiness {
@@ -117,6 +119,7 @@ pub(super) fn warm_lists(state: &State) -> Vec<WarmStatus> {
         .map(|(at, list)| {
             let parts = || state.shared().iter().filter_map(|shared| shared.warm.get(at));
             let oldest_ms = parts().map(|part| part.oldest_mono_ms.load(Relaxed)).filter(|&ms| ms > 0).min();
+            let next_ms = parts().map(|part| part.next_mono_ms.load(Relaxed)).filter(|&ms| ms > 0).min();
             WarmStatus {
                 list: list.name.clone(),
                 host: list.host.clone(),
@@ -124,6 +127,7 @@ pub(super) fn warm_lists(state: &State) -> Vec<WarmStatus> {
                 total: parts().map(|part| part.total.load(Relaxed)).sum::<u64>().max(list.targets.len() as u64),
                 filled: parts().map(|part| part.filled.load(Relaxed)).sum(),
                 oldest_age_secs: oldest_ms.map(|ms| now_ms.saturating_sub(ms) as f64 / 1000.0),
+                next_refresh_secs: next_ms.map(|ms| ms.saturating_sub(now_ms) as f64 / 1000.0),
             }
         })
         .collect()

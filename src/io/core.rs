@@ -334,6 +334,10 @@ impl Shard {
             Command::Export { id } => {
                 monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
             }
+            Command::HotKeys { answer } => {
+                // Each answer belongs to one command, so it is not set yet.
+                let _ = answer.set(self.with_state(|state| state.take_hot_keys(now)));
+            }
             Command::Servers { upstream, endpoints } => {
                 let at = upstream as usize;
                 let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
@@ -407,6 +411,7 @@ impl Shard {
             slot.total.store(list.total, Ordering::Relaxed);
             slot.filled.store(list.filled, Ordering::Relaxed);
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
+            slot.next_mono_ms.store(list.next_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
     }
 }

@@ -18,6 +18,7 @@ use rtrb::Producer;
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Boxes for records of hits: so many from the start, so that a burst need not make them, and so many kept.
 const SPARE: usize = 64;
@@ -135,6 +136,7 @@ impl Journal {
         if let Some(place) = &mut record.trace {
             place.sampled = self.sampled(*place, from.trusted);
         }
+        leave_exemplar(shard, &record);
         self.tell(&record);
         let mut spare = self.spare.borrow_mut();
         if spare.len() < SPARE_MAX {
@@ -289,7 +291,19 @@ impl Drop for Entry {
         record.duration_ns = end_ns.saturating_sub(self.trail.start_ns);
         let background = record.fetch.is_some_and(|fetch| fetch.kind != FetchKind::Foreground);
         record.logged = !background && journal.is_logged(&record);
+        if !background {
+            leave_exemplar(&self.shard, &record);
+        }
         journal.tell(&record);
+    }
+}
+
+/// A request that stands in a trace may stand for others of its latency.
+fn leave_exemplar(shard: &Shard, record: &Record) {
+    if let (Some(route), Some(outcome), Some(span)) = (record.route, record.outcome, record.trace) {
+        let ended_unix_ms = (record.start_unix_ns + record.duration_ns) / 1_000_000;
+        let (took, trace_id) = (Duration::from_nanos(record.duration_ns), u128::from_be_bytes(span.trace_id));
+        shard.telemetry.request_traced(route.into(), outcome, took, trace_id, ended_unix_ms);
     }
 }
 

@@ -1,6 +1,7 @@
 //! One shard's state: its partition of the cache, its replicas of others', the leases of the keys that it owns, the slots of the
 //! upstreams whose home it is, and what it keeps warm. Every method says what is to be done by pushing `Action`s.
 
+use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
 use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
 use super::query::{Query, owner_of};
@@ -74,6 +75,7 @@ pub struct State {
     /// Of the upstreams whose home is here.
     slots: HashMap<u16, Slots>,
     pub warm: Warm,
+    hot: HotKeys,
     jitter: Jitter,
     purge_seq: u64,
     generation: u64,
@@ -133,6 +135,7 @@ impl State {
             leases: Leases::default(),
             slots,
             warm,
+            hot: HotKeys::default(),
             jitter: Jitter::new(seed.wrapping_add(me as u64 + 1)),
             purge_seq: 0,
             generation: (me as u64) << 48,
@@ -144,11 +147,21 @@ impl State {
 
     /// What a connection of this shard may be served without asking anybody. The path of a hit: allocates nothing.
     pub fn find(&mut self, hash: u64, key: &[u8], request: FieldsView<'_>) -> Option<Stored> {
-        if owner_of(hash, self.shards) == self.me {
+        let found = if owner_of(hash, self.shards) == self.me {
             self.partition.get(hash, key, request)
         } else {
             self.replicas.get(hash, key, request)
+        };
+        if self.hot.is_counting() && found.is_some() {
+            self.hot.count(hash, key);
         }
+        found
+    }
+
+    /// Host and target of what this shard's clients hit since the last time, most hits first. They are counted only while this is
+    /// asked for every few seconds.
+    pub fn take_hot_keys(&mut self, now: Now) -> Vec<(Vec<u8>, u64)> {
+        self.hot.take(now.mono_ms)
     }
 
     /// A number no other object of this process has.
@@ -539,6 +552,7 @@ impl State {
     /// Slower housekeeping. To be called about once a second.
     pub fn tick_slow(&mut self, now: Now) {
         self.leases.sweep(now.mono_ms);
+        self.hot.expire(now.mono_ms);
         let shards = self.shards;
         let mut told = Vec::new();
         self.replicas.take_hits(|hash, key, count| told.push((hash, key.into(), count)));

@@ -50,6 +50,8 @@ pub struct ListState {
     pub filled: u64,
     /// When the oldest of the filled ones was fetched.
     pub oldest_mono_ms: Option<u64>,
+    /// When the next entry is due; in the past while it is being fetched or waits for its turn.
+    pub next_mono_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -181,6 +183,7 @@ impl Warm {
         for entry in &self.entries {
             let list = &mut lists[entry.list];
             list.total += 1;
+            list.next_mono_ms = Some(list.next_mono_ms.map_or(entry.due_mono_ms, |next| next.min(entry.due_mono_ms)));
             if let Some(fetched) = entry.fetched_mono_ms {
                 list.filled += 1;
                 list.oldest_mono_ms = Some(list.oldest_mono_ms.map_or(fetched, |oldest| oldest.min(fetched)));
@@ -215,7 +218,10 @@ mod tests {
             warm.fresh(at, now, now + 500, now);
         }
         assert_eq!(warm.next(3000), Some(0), "then the one that is overdue longest");
-        assert_eq!(warm.lists(1)[0], ListState { total: 3, filled: 3, oldest_mono_ms: Some(0) });
+        assert_eq!(
+            warm.lists(1)[0],
+            ListState { total: 3, filled: 3, oldest_mono_ms: Some(0), next_mono_ms: Some(500) }
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 import re
 import time
+import urllib.request
 
 import pytest
 
@@ -200,3 +201,21 @@ def test_a_collector_that_hangs_delays_nobody(origin, collector):
         assert slowest < 0.5
         started = time.monotonic()
         assert gateway.terminate() == 0 and time.monotonic() - started < 5
+
+
+def test_latencies_carry_the_trace_of_one_of_their_requests(origin, collector):
+    origin.on("/cached/exemplar", Reply("x"))
+    with exporting(origin, collector) as gateway:
+        for outcome in ("miss", "hit"):
+            trace = f"{len(outcome):032x}"
+            gateway.get("/cached/exemplar", {"traceparent": f"00-{trace}-{CALLER}-01"})
+            series = f'pilotlight_request_duration_seconds_bucket{{route="heavy",outcome="{outcome}"'
+            wait_until(lambda: any(
+                line.startswith(series) and f'# {{trace_id="{trace}"}}' in line for line in open_metrics(gateway)
+            ), what=f"an exemplar of a {outcome}")
+
+
+def open_metrics(gateway):
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    with urllib.request.urlopen(urllib.request.Request(f"{gateway.admin_url}/metrics", headers=accept), timeout=5) as page:
+        return page.read().decode().splitlines()
