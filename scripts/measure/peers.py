@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .process import ROOT, Server, built, fail, fill, free_port
+from .process import Server, built, example, fail, fill, free_port
 
 KIB = "0123456789abcdef" * 64
 LARGE_BYTES = {"hit": 8 << 20, "pass": 1 << 30, "download": 100 << 20}
@@ -63,16 +63,6 @@ class Pilotlight(Server):
         return int(sum(float(value) for _, value in samples))
 
 
-def loop_binary() -> Path:
-    """The loop of benches/loop.rs, built if need be."""
-    command = ["cargo", "build", "--release", "--example", "loop", "--message-format", "json-render-diagnostics"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        fail("the loop of benches/loop.rs cannot be built")
-    messages = [json.loads(line) for line in done.stdout.splitlines()]
-    return next(Path(m["executable"]) for m in messages if m.get("executable") and m["target"]["name"] == "loop")
-
-
 def peer(name: str, core: int, directory: Path, origin: int) -> Server:
     """One of the names below, not yet started."""
     port = free_port()
@@ -82,7 +72,7 @@ def peer(name: str, core: int, directory: Path, origin: int) -> Server:
     home.chmod(0o777)
     values = {"DIR": home, "PORT": port, "ORIGIN": origin}
     if name == "loop":
-        command = [loop_binary(), f"127.0.0.1:{port}", core]
+        command = [example("loop"), f"127.0.0.1:{port}", core]
     elif name == "nginx":
         command = ["nginx", "-p", home, "-c", fill("nginx.conf", home, **values)]
     elif name == "HAProxy":

@@ -5,6 +5,7 @@ killed, the kernel ends them.
 """
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -131,9 +132,20 @@ def built() -> str:
     return binary()
 
 
-def fill(template: str, directory: Path, **values: object) -> Path:
-    """A configuration of benches/peers with its @NAMES@ filled in."""
-    text = (PEERS / template).read_text()
+def example(name: str) -> Path:
+    """The program of that example, built if need be, in the profile of the program under measurement."""
+    profile = [] if Path(binary()).parent.name == "debug" else ["--release"]
+    command = ["cargo", "build", *profile, "--example", name, "--message-format", "json-render-diagnostics"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        fail(f"the example {name} cannot be built")
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    return next(Path(m["executable"]) for m in messages if m.get("executable") and m["target"]["name"] == name)
+
+
+def fill(template: str, directory: Path, source: Path = PEERS, **values: object) -> Path:
+    """A configuration of benches/peers, or another folder, with its @NAMES@ filled in."""
+    text = (source / template).read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
     path = directory / template
