@@ -9,9 +9,11 @@
 //! gets exactly one `Reply`, unless its asker gives it up first.
 
 pub mod lease;
+pub mod limit;
 pub mod message;
 pub mod query;
 pub mod schedule;
+pub mod service_time;
 pub mod slots;
 pub mod state;
 pub mod warm;

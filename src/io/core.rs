@@ -10,14 +10,13 @@ use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
 use super::upstream::Upstream;
-use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::{Addr, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
-use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
+use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotId, Token};
 use crate::shard::query::Query;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
@@ -241,7 +240,7 @@ impl Shard {
     fn dispose(self: &Rc<Self>, reply: Reply, leftover: Leftover) {
         match (reply, leftover) {
             (Reply::Fetch { hash, lease, .. }, _) => self.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED)),
-            (Reply::Slot, Leftover::Slot { upstream, route, kind }) => self.return_slot(upstream, route, kind),
+            (Reply::Slot(slot), Leftover::Slot { upstream }) => self.return_slot(upstream, slot, false),
             _ => {}
         }
     }
@@ -251,8 +250,9 @@ impl Shard {
         self.with_state(|state| state.done(hash, lease, outcome, now));
     }
 
-    pub fn return_slot(self: &Rc<Self>, upstream: u16, route: u16, kind: FetchKind) {
-        self.with_state(|state| state.slot_return(upstream, route, kind));
+    pub fn return_slot(self: &Rc<Self>, upstream: u16, slot: SlotId, answered: bool) {
+        let now = self.now();
+        self.with_state(|state| state.slot_return(upstream, slot, answered, now));
     }
 
     /// Waits for the reply to a question that `ask` puts; `None` when it takes longer than `within_ms`.

@@ -2,7 +2,10 @@
 //! upstreams whose home it is, and what it keeps warm. Every method says what is to be done by pushing `Action`s.
 
 use super::lease::{Claim, Ended, Leases};
-use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
+use super::message::{
+    ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Refusal, RefusalReason, Reply,
+    SlotId, Token, Wanted,
+};
 use super::query::{Query, owner_of};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
@@ -228,27 +231,28 @@ impl State {
         }
     }
 
-    /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
-    pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
+    /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `NoSlot`) follows.
+    pub fn slot_ask(&mut self, upstream: u16, wanted: Wanted, token: Token, now: Now) {
         let asker = Asker { shard: self.me, token };
-        self.ask_home(upstream, Message::SlotAsk { upstream, route, kind, asker });
+        self.ask_home(upstream, Message::SlotAsk { upstream, wanted, asker }, now);
     }
 
-    /// Gives up waiting for a slot. A reply still follows: `QueueFull`, or `Slot` when it was under way already, which must then
+    /// Gives up waiting for a slot. A reply still follows: `NoSlot`, or `Slot` when it was under way already, which must then
     /// be answered with `slot_return`.
-    pub fn slot_cancel(&mut self, upstream: u16, token: Token) {
+    pub fn slot_cancel(&mut self, upstream: u16, token: Token, now: Now) {
         let asker = Asker { shard: self.me, token };
-        self.ask_home(upstream, Message::SlotCancel { upstream, asker });
+        self.ask_home(upstream, Message::SlotCancel { upstream, asker }, now);
     }
 
-    pub fn slot_return(&mut self, upstream: u16, route: u16, kind: FetchKind) {
-        self.ask_home(upstream, Message::SlotReturn { upstream, route, kind });
+    /// `answered`: the request came to a good end, so how long it took is its service time.
+    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, answered: bool, now: Now) {
+        self.ask_home(upstream, Message::SlotReturn { upstream, slot, answered }, now);
     }
 
-    fn ask_home(&mut self, upstream: u16, message: Message) {
+    fn ask_home(&mut self, upstream: u16, message: Message, now: Now) {
         let home = home_of(upstream, self.shards);
         if home == self.me {
-            self.on_slot_message(message);
+            self.on_slot_message(message, now);
         } else {
             self.send(home, message);
         }
@@ -269,7 +273,7 @@ impl State {
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
             Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {
-                self.on_slot_message(message);
+                self.on_slot_message(message, now);
             }
         }
     }
@@ -318,8 +322,12 @@ impl State {
         stale: Option<Arc<Object>>,
         now: Now,
     ) -> Option<LeaseId> {
+        let route = &self.routes[query.route as usize];
+        if !self.warm.may_work(route.upstream) {
+            return None;
+        }
+        let deadline = now.mono_ms + route.lease_ms;
         let lease_key = self.lease_key(query);
-        let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
         let lease = self.leases.claim_quietly(&lease_key, query.key.len(), deadline, now.mono_ms)?;
         self.actions.push(Action::Fetch { query: Arc::clone(query), kind, lease, stale });
         Some(lease)
@@ -495,6 +503,7 @@ impl State {
 
     /// Everything that has come due. To be called every few tens of milliseconds.
     pub fn tick(&mut self, now: Now) {
+        self.tick_slots(now);
         self.tick_warm(now);
         self.tick_refresh(now);
         for lease in self.leases.overdue(now.mono_ms) {
@@ -591,28 +600,39 @@ impl State {
         }
     }
 
-    fn on_slot_message(&mut self, message: Message) {
+    fn on_slot_message(&mut self, message: Message, now: Now) {
         match message {
-            Message::SlotAsk { upstream, route, kind, asker } => {
-                let claim = self.slots_of(upstream).claim(asker, route, kind);
-                match claim {
-                    SlotClaim::Granted => self.answer(asker, Reply::Slot),
+            Message::SlotAsk { upstream, wanted, asker } => {
+                match self.slots_of(upstream).claim(asker, wanted, now.mono_ms) {
+                    SlotClaim::Granted(slot) => self.answer(asker, Reply::Slot(slot)),
                     SlotClaim::Queued => {}
-                    SlotClaim::Full => self.answer(asker, Reply::QueueFull),
+                    SlotClaim::Refused(refusal) => self.answer(asker, Reply::NoSlot(refusal)),
                 }
             }
             Message::SlotCancel { upstream, asker } => {
                 if self.slots_of(upstream).cancel(asker) {
-                    self.answer(asker, Reply::QueueFull);
+                    let refusal = Refusal { reason: RefusalReason::Cancelled, wait_ms: 0 };
+                    self.answer(asker, Reply::NoSlot(refusal));
                 }
             }
-            Message::SlotReturn { upstream, route, kind } => {
-                for asker in self.slots_of(upstream).release(route, kind) {
-                    self.answer(asker, Reply::Slot);
-                }
+            Message::SlotReturn { upstream, slot, answered } => {
+                let granted = self.slots_of(upstream).release(slot, answered, now.mono_ms);
+                self.grant(granted);
             }
             _ => unreachable!("only slot messages come here"),
         }
+    }
+
+    fn grant(&mut self, granted: Vec<(Asker, SlotId)>) {
+        for (asker, slot) in granted {
+            self.answer(asker, Reply::Slot(slot));
+        }
+    }
+
+    /// Who waits may fit by now without a slot having come back.
+    fn tick_slots(&mut self, now: Now) {
+        let granted: Vec<_> = self.slots.values_mut().flat_map(|slots| slots.poll(now.mono_ms)).collect();
+        self.grant(granted);
     }
 
     fn slots_of(&mut self, upstream: u16) -> &mut Slots {
