@@ -171,7 +171,10 @@ async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
         match listener.accept().await {
             Ok((stream, _)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
-                None => admit(&shard, Connected::unix(stream)),
+                None => match Connected::unix(stream) {
+                    Ok(connected) => admit(&shard, connected),
+                    Err(error) => pause(&shard, &error).await,
+                },
             },
             Err(error) => pause(&shard, &error).await,
         }
@@ -239,7 +242,7 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
             let peer = stream.peer_addr()?;
             Ok(Connected::tcp(TcpStream::from_std(stream)?, peer))
         }
-        Family::Unix => Ok(Connected::unix(UnixStream::from_std(fd.into())?)),
+        Family::Unix => Connected::unix(UnixStream::from_std(fd.into())?),
     }
 }
 

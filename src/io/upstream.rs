@@ -23,6 +23,8 @@ pub struct Upstream {
     disconnected: Cell<bool>,
     /// Until when the queue that refused a request last is worked off.
     busy_until_mono_ms: Cell<u64>,
+    /// What `tick` counts into.
+    loads: RefCell<Vec<ServerLoad>>,
 }
 
 impl Upstream {
@@ -35,6 +37,7 @@ impl Upstream {
             breaker: config.breaker.map(|policy| RefCell::new(Breaker::new(policy))),
             disconnected: Cell::new(false),
             busy_until_mono_ms: Cell::new(0),
+            loads: RefCell::default(),
         }
     }
 
@@ -104,7 +107,9 @@ pub fn tick(shard: &Shard) {
         let mut fleet = upstream.fleet.borrow_mut();
         let ejected = fleet.tick(now_mono_ms);
         let configured = shard.common.config.upstreams[at].servers.len();
-        let mut loads = vec![ServerLoad::default(); configured];
+        let mut loads = upstream.loads.borrow_mut();
+        loads.clear();
+        loads.resize(configured, ServerLoad::default());
         for member in fleet.members() {
             let load = &mut loads[member.endpoint.server as usize];
             load.inflight += member.inflight;
