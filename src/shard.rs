@@ -12,6 +12,7 @@ pub mod lease;
 pub mod limit;
 pub mod message;
 pub mod query;
+pub mod refresh;
 pub mod schedule;
 pub mod service_time;
 pub mod slots;

@@ -18,8 +18,9 @@ use crate::http::head::RequestHead;
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotId, Token};
 use crate::shard::query::Query;
+use crate::shard::refresh::Dropped;
 use crate::shard::state::{Counts, Selector, State};
-use crate::telemetry::{EvictReason, Telemetry};
+use crate::telemetry::{DropReason, EvictReason, Telemetry};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -88,6 +89,7 @@ pub struct Shard {
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
     counted: Cell<Counts>,
+    refreshes_dropped: Cell<Dropped>,
 }
 
 /// A deadline that ends an exchange is noticed a little late.
@@ -136,6 +138,7 @@ impl Shard {
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
+            refreshes_dropped: Cell::new(Dropped::default()),
             common,
         };
         shard.sync_clock();
@@ -356,6 +359,9 @@ impl Shard {
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);
         telemetry.evicted(EvictReason::Purged, now.purged - before.purged);
         telemetry.evicted(EvictReason::Replaced, now.replaced - before.replaced);
+        let (now, before) = (state.refreshes_dropped(), self.refreshes_dropped.replace(state.refreshes_dropped()));
+        telemetry.refresh_dropped(DropReason::QueueFull, now.queue_full - before.queue_full);
+        telemetry.refresh_dropped(DropReason::Expired, now.expired - before.expired);
     }
 
     /// Publishes what the control thread shows.

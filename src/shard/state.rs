@@ -7,6 +7,7 @@ use super::message::{
     SlotId, Token, Wanted,
 };
 use super::query::{Query, owner_of};
+use super::refresh::{Dropped, Refreshes};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
 use super::warm::Warm;
@@ -81,6 +82,7 @@ pub struct State {
     /// Of the upstreams whose home is here.
     slots: HashMap<u16, Slots>,
     pub warm: Warm,
+    refreshes: Refreshes,
     jitter: Jitter,
     purge_seq: u64,
     generation: u64,
@@ -133,6 +135,7 @@ impl State {
             replicas: Partition::new(if shards > 1 { memory_bytes / limits::REPLICAS_BYTES_SHARE } else { 0 }),
             leases: Leases::default(),
             slots,
+            refreshes: Refreshes::new(warm.in_flight_max()),
             warm,
             jitter: Jitter::new(seed.wrapping_add(me as u64 + 1)),
             purge_seq: 0,
@@ -361,6 +364,7 @@ impl State {
     }
 
     fn on_done(&mut self, lease: LeaseId, outcome: FetchOutcome, now: Now) {
+        self.refreshes.ended(lease);
         let warm = self.warm.ended(lease);
         match outcome {
             FetchOutcome::Stored(object) => {
@@ -508,6 +512,7 @@ impl State {
         self.tick_refresh(now);
         for lease in self.leases.overdue(now.mono_ms) {
             let warm = self.warm.ended(lease);
+            self.refreshes.ended(lease);
             self.warm_retry(warm, now);
             self.pass_on(lease, now);
         }
@@ -516,6 +521,7 @@ impl State {
     /// Slower housekeeping. To be called about once a second.
     pub fn tick_slow(&mut self, now: Now) {
         self.leases.sweep(now.mono_ms);
+        self.refreshes.sweep(now.mono_ms);
         let shards = self.shards;
         let mut told = Vec::new();
         self.replicas.take_hits(|hash, key, count| told.push((hash, key.into(), count)));
@@ -573,14 +579,19 @@ impl State {
     /// that are never refreshed, and nothing is left behind by what goes.
     fn tick_refresh(&mut self, now: Now) {
         let (routes, mut due) = (&self.routes, Vec::new());
-        self.partition.sweep(limits::SWEEP_KEYS, limits::POPULAR_HITS_MIN, |stored| {
+        self.partition.sweep(limits::SWEEP_KEYS, limits::POPULAR_HITS_MIN, |stored, hits| {
             let is_due = is_refresh_due(stored, routes[stored.route as usize].refresh_ahead, now.mono_ms);
             if is_due {
-                due.push(Arc::clone(stored));
+                due.push((Arc::clone(stored), hits));
             }
             is_due
         });
-        for object in due {
+        for (object, hits) in due {
+            let upstream = self.routes[object.route as usize].upstream;
+            self.refreshes.offer(upstream, object, hits, now.mono_ms);
+        }
+        while let Some(object) = self.refreshes.next(now.mono_ms) {
+            let upstream = self.routes[object.route as usize].upstream;
             let Ok((buf, head)) = Query::reparse(object.request().into()) else { continue };
             let query = Arc::new(Query {
                 key: object.key().into(),
@@ -594,8 +605,10 @@ impl State {
                 trusted: true,
             });
             let current = self.partition.get(query.hash, &query.key, query.view());
-            if current.is_some_and(|stored| stored.generation == object.generation) {
-                self.background(&query, FetchKind::Refresh, Some(object), now);
+            if current.is_some_and(|stored| stored.generation == object.generation)
+                && let Some(lease) = self.background(&query, FetchKind::Refresh, Some(object), now)
+            {
+                self.refreshes.started(upstream, lease);
             }
         }
     }
@@ -647,6 +660,12 @@ impl State {
     /// The upstreams whose home is here, with slots in use and requests waiting.
     pub fn slot_use(&self) -> impl Iterator<Item = (u16, u32, usize)> {
         self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
+    }
+
+    /// Refreshes that were due and were dropped, since the start.
+    #[must_use]
+    pub fn refreshes_dropped(&self) -> Dropped {
+        self.refreshes.dropped
     }
 
     #[must_use]

@@ -82,6 +82,12 @@ impl Warm {
         warm
     }
 
+    /// For each upstream.
+    #[must_use]
+    pub fn in_flight_max(&self) -> &[u32] {
+        &self.in_flight_max
+    }
+
     /// Whether the background may do anything at this upstream.
     #[must_use]
     pub fn may_work(&self, upstream: u16) -> bool {
