@@ -12,7 +12,6 @@ use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
 use crate::route::table::Table;
-use crate::shard::limit::Limit;
 use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
@@ -231,7 +230,7 @@ fn policy(common: &Common, route: usize) -> RoutePolicy {
 fn slot_policy(upstream: &crate::config::Upstream) -> Policy {
     let max = upstream.max_concurrency;
     Policy {
-        limit: Limit::Fixed(max.unwrap_or(u32::MAX)),
+        max: max.unwrap_or(u32::MAX),
         background_share: upstream.background_share,
         background_max: max.map_or(limits::UNLIMITED_BACKGROUND_MAX, |_| u32::MAX),
         reserve: upstream.reserve,
@@ -242,8 +241,7 @@ fn slot_policy(upstream: &crate::config::Upstream) -> Policy {
 }
 
 fn background_max(upstream: &crate::config::Upstream) -> u32 {
-    let policy = slot_policy(upstream);
-    policy.background_of(policy.limit.now())
+    slot_policy(upstream).background()
 }
 
 /// The slots of the upstreams whose home is shard `me`.

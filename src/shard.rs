@@ -9,7 +9,6 @@
 //! gets exactly one `Reply`, unless its asker gives it up first.
 
 pub mod lease;
-pub mod limit;
 pub mod message;
 pub mod query;
 pub mod refresh;

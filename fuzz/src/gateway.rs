@@ -9,7 +9,6 @@ use pilotlight::io::listener::Bound;
 use pilotlight::io::mailbox::{self, ControlLane};
 use pilotlight::io::runtime::{self, Start};
 use pilotlight::route::table::Table;
-use pilotlight::shard::limit::Limit;
 use pilotlight::shard::slots::{self, Slots};
 use pilotlight::shard::state::{RoutePolicy, State};
 use pilotlight::shard::warm::Warm;
@@ -85,7 +84,7 @@ impl Gateway {
         let memory = config.cache.memory;
         let state = move || {
             let policy = slots::Policy {
-                limit: Limit::Fixed(2),
+                max: 2,
                 background_share: 0.5,
                 background_max: 1,
                 reserve: Some(0),

@@ -20,7 +20,6 @@
 //! A request that does not fit by 2 to 5 is passed over, and keeps its turn.
 //! Invariants: `background_in_use <= background_max` and `running <= max` when a slot is granted; a waiter is in the queue once.
 
-use super::limit::Limit;
 use super::message::{Asker, Refusal, RefusalReason, SlotId, Wanted};
 use super::service_time::ServiceTimes;
 use crate::base::limits;
@@ -45,7 +44,8 @@ pub enum SlotClaim {
 /// The bounds of one upstream.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    pub limit: Limit,
+    /// Requests at once; `u32::MAX`: unlimited.
+    pub max: u32,
     /// 0.0: the background has no slot. Else at least one.
     pub background_share: f64,
     /// And never more than this.
@@ -60,25 +60,25 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Slots for the background out of so many.
+    /// Slots that the background may have.
     #[must_use]
-    pub fn background_of(&self, max: u32) -> u32 {
+    pub fn background(&self) -> u32 {
         if self.background_share <= 0.0 {
             return 0;
         }
         // The smallest part that a product of two exact numbers can be off by must not cost a slot.
-        let share = (f64::from(max) * self.background_share + 1e-6) as u32;
+        let share = (f64::from(self.max) * self.background_share + 1e-6) as u32;
         share.clamp(1, self.background_max)
     }
 
-    /// Slots kept for short requests out of so many.
+    /// Slots kept for short requests.
     #[must_use]
-    pub fn reserve_of(&self, max: u32) -> u32 {
-        let most = max.saturating_sub(1);
+    pub fn reserve(&self) -> u32 {
+        let most = self.max.saturating_sub(1);
         match self.reserve {
             Some(reserve) => reserve.min(most),
-            None if max == u32::MAX => 0,
-            None => (max / 4).max(1).min(most),
+            None if self.max == u32::MAX => 0,
+            None => (self.max / 4).max(1).min(most),
         }
     }
 }
@@ -109,7 +109,6 @@ enum Seat {
 #[derive(Debug)]
 pub struct Slots {
     policy: Policy,
-    limit: Limit,
     running: Slab<Running>,
     long_in_use: u32,
     background_in_use: u32,
@@ -128,7 +127,6 @@ impl Slots {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
-            limit: policy.limit.clone(),
             policy,
             running: Slab::new(),
             long_in_use: 0,
@@ -320,19 +318,16 @@ impl Slots {
         u32::try_from(expected_ms).unwrap_or(u32::MAX)
     }
 
-    /// Requests that the upstream may have at once now.
-    #[must_use]
-    pub fn max(&self) -> u32 {
-        self.limit.now()
+    fn max(&self) -> u32 {
+        self.policy.max
     }
 
     fn reserve(&self) -> u32 {
-        self.policy.reserve_of(self.max())
+        self.policy.reserve()
     }
 
-    #[must_use]
-    pub fn background_max(&self) -> u32 {
-        self.policy.background_of(self.max())
+    fn background_max(&self) -> u32 {
+        self.policy.background()
     }
 
     #[must_use]

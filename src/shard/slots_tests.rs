@@ -21,7 +21,7 @@ fn wanted(kind: FetchKind, shape: u32) -> Wanted {
 
 fn policy(max: u32) -> Policy {
     Policy {
-        limit: Limit::Fixed(max),
+        max,
         background_share: 0.5,
         background_max: u32::MAX,
         reserve: Some(0),

@@ -9,7 +9,6 @@ use crate::fetch::Task;
 use crate::rng::Rng;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::base::time::Now;
-use pilotlight::shard::limit::Limit;
 use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, SlotId, Token};
 use pilotlight::shard::query::owner_of;
 use pilotlight::shard::slots::{Policy, Slots};
@@ -236,7 +235,7 @@ impl<'c> World<'c> {
                 let bounds = self.bounds[upstream];
                 let route_max = bounds.route_max.map(|max| (upstream as u16, max)).into_iter().collect();
                 let policy = Policy {
-                    limit: Limit::Fixed(bounds.max.unwrap_or(u32::MAX)),
+                    max: bounds.max.unwrap_or(u32::MAX),
                     background_share: bounds.max.map_or(1.0, |max| f64::from(bounds.background) / f64::from(max)),
                     background_max: bounds.background,
                     reserve: bounds.reserve,
