@@ -1,10 +1,15 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
 use crate::base::limits;
+use crate::base::record::Record;
+use crate::cache::key;
+use crate::cache::snapshot::Entry;
 use crate::config::{Addr, Authorization, Config, Endpoint, WarmList};
+use crate::control::access_log::{AccessLog, RING_RECORDS};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
+use crate::control::snapshot::{Place, Restored, Store};
 use crate::control::{Control, Ended};
 use crate::http::hops;
 use crate::io::core::Common;
@@ -16,10 +21,12 @@ use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
+use rtrb::{Producer, RingBuffer};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
 /// Why the gateway cannot start; one line each.
@@ -35,9 +42,14 @@ pub enum BootError {
         "the system allows {allowed} open files, and at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE)"
     )]
     Descriptors { allowed: u64, needed: u64 },
+    #[error("cannot write the access log: {0}")]
+    Log(std::io::Error),
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
 }
+
+/// Exports of a shard on their way at once: one for each save, and the last one. More only when saves time out.
+const EXPORTS_PER_SHARD: usize = 4;
 
 /// The control thread's way to the shards.
 struct Lanes {
@@ -75,9 +87,13 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
     let bound =
         listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
-    let shared: Arc<[ShardShared]> = (0..shards).map(|_| ShardShared::new(config.warm.len())).collect();
+    let shared = || ShardShared::new(config.warm.len()).with_routes(config.routes.len());
+    let shared: Arc<[ShardShared]> = (0..shards).map(|_| shared()).collect();
     let acks = Arc::new(Acks::new(shards)?);
+    let (exports, export_receiver) = mpsc::sync_channel(EXPORTS_PER_SHARD * shards);
+    let store = config.cache.snapshot.clone().map(|path| Arc::new(Store::new(path, export_receiver)));
     let common = Arc::new(Common {
+        exports: store.is_some().then_some(exports),
         table: Table::new(&config.routes),
         hasher: ahash::RandomState::new(),
         cdn_loop: hops::cdn_loop_member(&config.server.name, ahash::RandomState::new().hash_one(0)),
@@ -88,8 +104,9 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         clients: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
         config: Arc::clone(&config),
     });
-    let states = states(&common, shards)?;
+    let states = states(&common, shards, restored(&common, store.as_deref(), shards))?;
     let (mailboxes, lanes) = mailbox::build(shards)?;
+    let (log, mut journals) = start_log(&config, shards)?;
     for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
         let start = Start {
             id,
@@ -100,6 +117,7 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
             inbox,
             outbox,
             bound,
+            journal: journals.next(),
         };
         spawn(start)?;
     }
@@ -110,13 +128,29 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         acks,
         recorder,
         config,
+        snapshot: store,
         endpoints,
         on_drain: Box::new(|| tracing::info!("draining")),
         signals: true,
     };
     let ended = control.run();
+    if let Some(log) = log {
+        log.finish();
+    }
     listener::remove_files(&listen);
     Ok(ended?)
+}
+
+/// The log's thread, and the near end of each shard's ring to it; neither when nothing is to be told.
+fn start_log(
+    config: &Arc<Config>,
+    shards: usize,
+) -> Result<(Option<AccessLog>, impl Iterator<Item = Producer<Record>> + use<>), BootError> {
+    let wanted = config.log.access.is_some() || config.tracing.is_some();
+    let rings = (0..if wanted { shards } else { 0 }).map(|_| RingBuffer::new(RING_RECORDS));
+    let (near, far): (Vec<_>, Vec<_>) = rings.unzip();
+    let log = if wanted { Some(AccessLog::start(Arc::clone(config), far).map_err(BootError::Log)?) } else { None };
+    Ok((log, near.into_iter()))
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {
@@ -199,19 +233,41 @@ fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
 
 type MakeState = Box<dyn FnOnce() -> State + Send>;
 
-fn states(common: &Common, shards: usize) -> Result<Vec<MakeState>, BootError> {
+/// What each shard starts with, of what an earlier process saved.
+fn restored(common: &Common, store: Option<&Store>, shards: usize) -> Vec<Restored> {
+    let Some(store) = store else { return (0..shards).map(|_| Vec::new()).collect() };
+    let config = &common.config.cache;
+    let place = |entry: &Entry<'_>| {
+        let (host, target) = entry.host_and_target();
+        let route = common.table.find(host, target)?;
+        let cache = common.config.routes[route as usize].cache.as_ref()?;
+        // An entry of the other kind would never be asked for.
+        let per_credential = cache.authorization == Authorization::PerCredential;
+        let is_of_use =
+            per_credential == key::has_credentials(entry.key) && entry.body_bytes() as u64 <= config.max_object;
+        let hash = key::hash(&common.hasher, entry.key);
+        is_of_use.then(|| Place { hash, route, owner: owner_of(hash, shards) })
+    };
+    store.load(shards, config.memory / shards as u64, crate::io::clock::now(), place)
+}
+
+fn states(common: &Common, shards: usize, restored: Vec<Restored>) -> Result<Vec<MakeState>, BootError> {
     let config = &common.config;
     let routes: Arc<[RoutePolicy]> = (0..config.routes.len()).map(|route| policy(common, route)).collect();
     let entries = warm_entries(common, shards)?;
     let background: Vec<u32> = config.upstreams.iter().map(background_max).collect();
     let memory = config.cache.memory / shards as u64;
     let now = crate::io::clock::now().mono_ms;
-    let states = entries.into_iter().enumerate().map(|(me, entries)| {
+    let states = entries.into_iter().zip(restored).enumerate().map(|(me, (entries, restored))| {
         let warm = Warm::new(entries, background.clone(), now);
         let seed = common.hasher.hash_one(me);
         let slots = slots(config, me, shards);
         let routes = Arc::clone(&routes);
-        let make: MakeState = Box::new(move || State::new(me, shards, routes, memory, slots, warm, seed));
+        let make: MakeState = Box::new(move || {
+            let mut state = State::new(me, shards, routes, memory, slots, warm, seed);
+            state.restore(restored);
+            state
+        });
         make
     });
     Ok(states.collect())

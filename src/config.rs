@@ -6,6 +6,7 @@ pub mod error;
 pub mod expand;
 pub mod file;
 pub mod load;
+pub mod log;
 pub mod print;
 pub mod routes;
 pub mod shards;
@@ -63,6 +64,9 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
     pub warm: Vec<WarmList>,
+    pub log: Log,
+    /// `None`: traces are their clients' and upstreams' affair.
+    pub tracing: Option<Tracing>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -100,6 +104,10 @@ pub struct Cache {
     /// All shards together, index included, in bytes.
     pub memory: u64,
     pub max_object: u64,
+    /// Where the cache is saved; `None`: nowhere.
+    pub snapshot: Option<PathBuf>,
+    /// How often it is saved; zero: only at the end. Default 5 min.
+    pub snapshot_interval: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -220,6 +228,17 @@ pub struct Route {
     /// `None` only when the route says `cache = false`; a route without a `[routes.cache]` table has the defaults below and so
     /// caches only what the response itself allows.
     pub cache: Option<RouteCache>,
+    /// The path, exactly, is the application's own metrics page; `cache` is then the default, which nothing else of the route uses.
+    pub shield: Option<Shield>,
+}
+
+/// How an application's metrics page is kept at hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shield {
+    /// How often it is fetched. Default 15 s.
+    pub interval: Duration,
+    /// The Host it is asked with. Default: the route's, else the first server's address.
+    pub host: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -246,6 +265,45 @@ pub enum Authorization {
     Rfc9111,
     /// One entry for each value of the credentials.
     PerCredential,
+}
+
+/// The access log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// `None`: there is none.
+    pub access: Option<LogTarget>,
+    /// Of the requests that are neither slow nor failed, such a share is logged: 0 to 1. Default 0.01.
+    pub sample: f64,
+    /// Requests that take so long are logged in any case. Default 500 ms.
+    pub slow: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    Stdout,
+    Stderr,
+    /// Absolute.
+    File(PathBuf),
+}
+
+/// W3C Trace Context towards upstreams, and spans.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// Where spans go. `None`: nowhere, and traces are only passed on or started.
+    pub endpoint: Option<Collector>,
+    /// Of the traces that begin here, such a share is sampled: 0 to 1. Default 0.01.
+    pub sample: f64,
+    /// `service.name` of the spans.
+    pub service: String,
+}
+
+/// An OTLP collector that is spoken to over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collector {
+    /// A name or an address, without brackets.
+    pub host: String,
+    pub port: u16,
+    pub path: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

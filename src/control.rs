@@ -3,19 +3,23 @@
 //! It is ordinary code on a thread of its own, not pinned to a shard's core. It must answer when every shard is stuck, so it only ever
 //! reads what shards share ([`link`]), and each wait for a shard has a deadline. Must not know how a shard works or how commands travel.
 
+pub mod access_log;
 mod admin;
 mod dispatch;
 mod exposition;
 pub mod histogram;
 pub mod link;
 pub mod listener;
+mod openmetrics;
 mod process;
 pub mod recorder;
 mod scrape;
 mod servers;
+pub mod snapshot;
 mod status;
 #[cfg(test)]
 mod strict;
+pub mod trace;
 pub mod url;
 pub mod watchdog;
 
@@ -44,6 +48,11 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the shards have ended.
 const END_CHECK_EVERY: Duration = Duration::from_millis(20);
 
+/// Longest wait for the cache to be saved at the end. Together with a drain of 30 s it is within what systemd grants.
+const LAST_SAVE_WITHIN: Duration = Duration::from_secs(30);
+/// After a save that failed, nobody's wish for another one is heard for so long.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
+
 /// All that the control thread needs.
 pub struct Control {
     /// Already bound.
@@ -58,6 +67,8 @@ pub struct Control {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Called once, on the control thread, when draining begins; the shards get `Command::Drain` besides.
     pub on_drain: Box<dyn Fn() + Send>,
+    /// Where the cache is saved, if it is.
+    pub snapshot: Option<Arc<snapshot::Store>>,
     /// Whether to take SIGTERM and SIGINT.
     pub signals: bool,
 }
@@ -84,8 +95,15 @@ struct State {
     servers: Rc<Servers>,
     started_mono_ms: u64,
     started_unix_secs: f64,
+    /// How long the last page of metrics was.
+    page_bytes: Cell<usize>,
     draining: Cell<bool>,
     drain_requested: Notify,
+    snapshot: Option<Arc<snapshot::Store>>,
+    /// It should be saved before its interval is over.
+    snapshot_due: Notify,
+    /// Held by who saves.
+    saving: tokio::sync::Mutex<()>,
     /// Held by the command that is under way.
     turn: tokio::sync::Mutex<()>,
     last_id: Cell<u64>,
@@ -126,12 +144,17 @@ impl Control {
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
             config: self.config,
+            page_bytes: Cell::new(0),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
+            snapshot: self.snapshot,
+            snapshot_due: Notify::new(),
+            saving: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watch(state.clone()));
+        tokio::task::spawn_local(save_at_intervals(state.clone()));
         state.servers.spawn(Rc::new(servers::System));
         tokio::select! {
             failed = admin::serve(self.listener, state.clone()) => match failed? {},
@@ -153,10 +176,45 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
     let drained = async {
         tokio::join!(dispatch::drain(state), all_ended(state));
     };
-    tokio::select! {
+    let ended = tokio::select! {
         () = drained => Ended::Drained,
         () = signals.next() => Ended::Forced,
         () = tokio::time::sleep(drain_timeout) => Ended::TimedOut,
+    };
+    if ended == Ended::Forced || state.snapshot.is_none() {
+        return ended;
+    }
+    tokio::select! {
+        _ = dispatch::save(state, true) => ended,
+        () = signals.next() => Ended::Forced,
+        () = tokio::time::sleep(LAST_SAVE_WITHIN) => {
+            tracing::error!(within = ?LAST_SAVE_WITHIN, "the cache could not be saved in time; the snapshot before is kept");
+            ended
+        }
+    }
+}
+
+/// Saves the cache whenever the interval is over, or sooner where it is asked for.
+async fn save_at_intervals(state: Rc<State>) {
+    if state.snapshot.is_none() {
+        return;
+    }
+    let interval = state.config.cache.snapshot_interval;
+    loop {
+        let due = async {
+            // Zero: only at the end.
+            if interval.is_zero() { std::future::pending().await } else { tokio::time::sleep(interval).await }
+        };
+        tokio::select! {
+            () = due => {}
+            () = state.snapshot_due.notified() => {}
+        }
+        if state.draining.get() {
+            return;
+        }
+        if dispatch::save(&state, false).await.is_err() {
+            tokio::time::sleep(SAVE_RETRY).await;
+        }
     }
 }
 

@@ -34,6 +34,11 @@
 //! what shards publish and never needs one of them to be well: `/metrics`, `/healthz` and `/status` answer while every shard
 //! stands still. It is the main thread, on an ordinary runtime (tokio, hyper), pinned nowhere.
 //!
+//! The **log thread** runs when there is an access log or tracing. Shards put a record of a fixed size for each request that is to be
+//! told of into a ring of their own ([`io::journal`]), and drop it when the ring is full; the thread looks at the rings a few times a second,
+//! writes lines ([`control::access_log`]) and hands spans to a thread that speaks to their collector ([`control::trace`]). Each may hang
+//! without delaying anybody else.
+//!
 //! # Layers
 //!
 //! ```text
@@ -104,6 +109,14 @@
 //! every entry was fetched once; an answer that may not be stored counts as fetched, or the gateway would never be ready.
 //! Entries on no list are refreshed ahead of their end when they were hit at least twice since they were stored; hits on replicas are
 //! reported to the owner once a second. What is not popular expires, and `stale_while_revalidate` covers its next reader.
+//!
+//! # The snapshot
+//!
+//! Saved entries are pointers until they are bytes: a shard walks its partition in turns and hands over weak pointers ([`io::export`]), and
+//! a thread of control orders them by worth and writes what the cache has not let go meanwhile ([`control::snapshot`], format in
+//! [`cache::snapshot`]). Purges and saves meet in numbers: a purge gets its number in the journal when every shard has carried it out,
+//! and a save notes the last number before it asks the shards; so what a snapshot has not seen is what the journal has beyond that number.
+//! Loading comes before the shards run, since an empty cache in front of a slow application is what must not be.
 //!
 //! # Paths, and what each costs
 //!

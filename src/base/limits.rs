@@ -9,9 +9,9 @@ pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 pub const FIELD_LINE_BYTES_MAX: usize = 8187;
 /// Most field lines in a response head, and in the trailers of a message.
 pub const FIELDS_MAX: usize = 100;
-/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, three of X-Forwarded and two
-/// validators.
-pub const FIELDS_ADDED_MAX: usize = 10;
+/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, traceparent, three of X-Forwarded
+/// and two validators.
+pub const FIELDS_ADDED_MAX: usize = 11;
 /// Most field lines in a request head: gunicorn's `limit_request_fields` of 100, less what we add. A request that gunicorn alone
 /// refuses would hand its refusal to everybody who waits for the same fetch.
 pub const REQUEST_FIELDS_MAX: usize = 100 - FIELDS_ADDED_MAX;
@@ -50,6 +50,9 @@ pub const REPLICAS_BYTES_SHARE: u64 = 4;
 pub const POPULAR_HITS_MIN: u8 = 2;
 /// Keys that a shard looks through in one tick for those to be refreshed: at 32 bytes each in a row, some tens of microseconds.
 pub const SWEEP_KEYS: usize = 16 * 1024;
+/// Latenesses of background fetches kept until telemetry takes them, a few milliseconds later.
+pub const LATE_MAX: usize = 1024;
+
 /// First wait after a failed background fetch; doubles up to `BACK_OFF_MS_MAX`.
 pub const BACK_OFF_MS: u64 = 500;
 /// Longest wait between attempts at a warm entry.

@@ -22,6 +22,8 @@ pub struct File {
     pub upstreams: BTreeMap<String, Upstream>,
     pub routes: Vec<Route>,
     pub warm: Vec<Warm>,
+    pub log: Log,
+    pub tracing: Option<Tracing>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +54,8 @@ pub struct Admin {
 pub struct Cache {
     pub memory: Option<Spanned<Size>>,
     pub max_object: Option<Spanned<Size>>,
+    pub snapshot: Option<Spanned<String>>,
+    pub snapshot_interval: Option<Grace>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -119,6 +123,14 @@ pub struct Route {
     pub upstream: Spanned<String>,
     pub max_concurrency: Option<NonZeroU32>,
     pub cache: Option<CacheSwitch>,
+    pub shield: Option<Spanned<Shield>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shield {
+    pub interval: Option<Timeout>,
+    pub host: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,6 +156,22 @@ pub struct Warm {
     pub paths: Spanned<Vec<Spanned<String>>>,
     #[serde(default)]
     pub headers: BTreeMap<Spanned<String>, Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub access: Option<Spanned<String>>,
+    pub sample: Option<Share>,
+    pub slow: Option<Grace>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    pub endpoint: Option<Spanned<String>>,
+    pub sample: Option<Share>,
+    pub service: Option<String>,
 }
 
 /// `"auto"`, a number of shards, or a string with a CPU list.

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::shards::print_cpus;
 use super::units::{print_duration, print_size};
-use super::{Addr, Authorization, BusyPoll, Config, Route, RouteCache, Server, Upstream, WarmList};
+use super::{
+    Addr, Authorization, BusyPoll, Collector, Config, Log, LogTarget, Route, RouteCache, Server, Tracing, Upstream,
+    WarmList,
+};
 
 /// Writes every value, the defaults included.
 pub fn effective(config: &Config) -> String {
@@ -17,6 +20,11 @@ pub fn effective(config: &Config) -> String {
     out.head("[cache]");
     out.text("memory", &print_size(config.cache.memory));
     out.text("max_object", &print_size(config.cache.max_object));
+    if let Some(path) = &config.cache.snapshot {
+        // It came from a TOML string, so it is UTF-8.
+        out.text("snapshot", &path.to_string_lossy());
+    }
+    out.time("snapshot_interval", config.cache.snapshot_interval);
     for each in &config.upstreams {
         upstream(&mut out, each);
     }
@@ -25,6 +33,10 @@ pub fn effective(config: &Config) -> String {
     }
     for list in &config.warm {
         warm(&mut out, list);
+    }
+    log(&mut out, &config.log);
+    if let Some(each) = &config.tracing {
+        tracing(&mut out, each);
     }
     out.0
 }
@@ -158,9 +170,14 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
     if let Some(most) = route.max_concurrency {
         out.raw("max_concurrency", most);
     }
-    match &route.cache {
-        Some(cache) => route_cache(out, cache),
-        None => out.raw("cache", false),
+    match (&route.shield, &route.cache) {
+        (Some(shield), _) => {
+            let _ = writeln!(out.0, "[routes.shield]");
+            out.time("interval", shield.interval);
+            out.text("host", &shield.host);
+        }
+        (None, Some(cache)) => route_cache(out, cache),
+        (None, None) => out.raw("cache", false),
     }
 }
 
@@ -205,4 +222,26 @@ fn warm(out: &mut Text, list: &WarmList) {
         format!("{} = {}", quote(name), quote(&value))
     });
     out.raw("headers", format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
+}
+
+fn log(out: &mut Text, log: &Log) {
+    out.head("[log]");
+    match &log.access {
+        None => out.text("access", "off"),
+        Some(LogTarget::Stdout) => out.text("access", "stdout"),
+        Some(LogTarget::Stderr) => out.text("access", "stderr"),
+        Some(LogTarget::File(path)) => out.text("access", &path.to_string_lossy()),
+    }
+    out.share("sample", log.sample);
+    out.time("slow", log.slow);
+}
+
+fn tracing(out: &mut Text, tracing: &Tracing) {
+    out.head("[tracing]");
+    if let Some(Collector { host, port, path }) = &tracing.endpoint {
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        out.text("endpoint", &format!("http://{host}:{port}{path}"));
+    }
+    out.share("sample", tracing.sample);
+    out.text("service", &tracing.service);
 }

@@ -88,6 +88,8 @@ listen = "unix:/run/p/admin.sock"
 [cache]
 memory = "1GiB"
 max_object = 12345
+snapshot = "/var/lib/p/a \"b\".snapshot"
+snapshot_interval = "0s"
 [upstreams.a]
 servers = ["unix:/run/a.sock", "App.internal:80", "10.0.0.1:1"]
 max_concurrency = 4
@@ -130,12 +132,30 @@ cache = false
 path = "/c"
 upstream = "a"
 cache = true
+[[routes]]
+path = "/metrics"
+upstream = "a"
+[routes.shield]
+interval = "5s"
+host = "API.example.com"
+[[routes]]
+path = "/metrics/b"
+upstream = "a"
+[routes.shield]
 [[warm]]
 name = "w"
 scheme = "https"
 host = "api.example.com:8443"
 paths = ["/a/{x,y}", "/a/x", "/c?q='%7B'"]
 headers = { Accept = "text/\"x\"", "X-API-Key" = "env:WARM_API_KEY" }
+[log]
+access = "/var/log/p/access.log"
+sample = 1
+slow = "0s"
+[tracing]
+endpoint = "http://[::1]/otlp?x"
+sample = 0.5
+service = "edge"
 "#;
 
 #[test]
@@ -176,6 +196,9 @@ fn everything_is_read() {
     assert_eq!((config.routes[1].name.as_str(), config.routes[1].cache.is_none()), ("/b", true));
     assert_eq!(config.routes[2].cache, Some(RouteCache::default()));
     assert_eq!(config.warm[0].targets, ["/a/x", "/a/y", "/c?q='%7B'"]);
+    assert_eq!(config.log.access, Some(LogTarget::File("/var/log/p/access.log".into())));
+    let collector = config.tracing.unwrap().endpoint.unwrap();
+    assert_eq!((&*collector.host, collector.port, &*collector.path), ("::1", 4318, "/otlp?x"));
 }
 
 #[test]
@@ -251,12 +274,21 @@ fn mistakes_in_a_file() {
         ("[server]\nbusy_poll = 'on'", "p.toml:6:13: bad busy_poll \"on\": expected \"off\", \"always\" or a duration"),
         ("[server]\nbusy_poll = '2s'", "p.toml:6:13: the duration 2s is out of bounds"),
         ("[server]\nmax_connections = 0", "p.toml:6:19: invalid value: integer `0`, expected a nonzero usize"),
+        ("[log]\naccess = 'log/access'", "p.toml:6:10: bad access \"log/access\": expected \"off\""),
+        ("[log]\nsample = 2", "p.toml:6:10: the share 2 is out of bounds"),
+        ("[log]\nacces = 'off'", "p.toml:6:1: unknown key `acces`; did you mean `access`?"),
+        ("[tracing]\nendpoint = 'https://c'", "p.toml:6:12: bad endpoint \"https://c\": expected http://HOST"),
+        ("[tracing]\nendpoint = 'http://c:0'", "p.toml:6:12: bad endpoint"),
+        ("[tracing]\nendpoint = 'http://[::g]'", "p.toml:6:12: bad endpoint"),
+        ("[tracing]\nendpoint = 'http://a b/'", "p.toml:6:12: bad endpoint"),
         ("[server]\nname = 'a b'", "p.toml:6:8: bad name \"a b\": expected a token"),
         ("[server]\ntrusted_proxies = ['::1', '10.0.0.0/33']", "p.toml:6:27: bad trusted proxy \"10.0.0.0/33\""),
         ("[cache]\nmemory = '8 apples'", "p.toml:6:10: bad size \"8 apples\": expected a whole number and B, k, m"),
         ("[cache]\nmemory = '1k'", "p.toml:6:10: the cache's memory is 1KiB: at least 1MiB is needed"),
         ("[cache]\nmax_object = '1GiB'", "p.toml:6:14: max_object is 1GiB: more than the cache's memory of 512MiB"),
         ("[cache]\nmax_object = -1", "p.toml:6:14: the size -1 is negative"),
+        ("[cache]\nsnapshot = 'a/b'", "p.toml:6:12: bad path \"a/b\": expected an absolute one"),
+        ("[cache]\nsnapshot_interval = '2d'", "p.toml:6:21: the duration 2d is out of bounds: 0s to 1d is allowed"),
         ("[server]\nlisten = []", "p.toml:6:10: no address to listen on"),
         ("[server]\nlisten = ['a.example:80']", "p.toml:6:11: cannot listen on the host \"a.example\""),
         (
@@ -457,5 +489,37 @@ fn every_cut_of_a_file_is_read_or_refused_in_one_line() {
                 assert!(!error.to_string().contains('\n'), "{error}");
             }
         }
+    }
+}
+
+#[test]
+fn a_shield_asks_as_a_scraper_would() {
+    let config = |upstream: &str, route: &str| {
+        let text = format!(
+            "[upstreams.a]\nservers = ['{upstream}']\n[[routes]]\npath = '/metrics'\nupstream = 'a'\n{route}\n[routes.shield]\n"
+        );
+        parse(&text, &Overrides::default()).unwrap().routes[0].shield.clone().unwrap()
+    };
+    let interval = Duration::from_secs(15);
+    for (upstream, route, host) in [
+        ("127.0.0.1:8000", "", "127.0.0.1:8000"),
+        ("app:8000", "", "app:8000"),
+        ("unix:/run/app.sock", "", "localhost"),
+        ("127.0.0.1:8000", "host = 'Api.example.com'", "api.example.com"),
+    ] {
+        assert_eq!(config(upstream, route), Shield { interval, host: host.to_owned() });
+    }
+    let error = |route: &str| {
+        let text = format!("[upstreams.a]\nservers = [':1']\n[[routes]]\npath = '/m'\nupstream = 'a'\n{route}");
+        parse(&text, &Overrides::default()).unwrap_err().to_string()
+    };
+    for (route, expected) in [
+        ("cache = true\n[routes.shield]", "a shielded route keeps one page and caches nothing else"),
+        ("[routes.shield]\ninterval = '2d'", "the duration 2d is out of bounds"),
+        ("[routes.shield]\nhost = 'a b'", "bad host"),
+        ("[routes.shield]\nhosts = 'a'", "unknown key `hosts`"),
+        ("[routes.shield]\n[[warm]]\nhost = 'h'\npaths = ['/m']", "which is a scrape shield"),
+    ] {
+        assert!(error(route).contains(expected), "{route}: {}", error(route));
     }
 }

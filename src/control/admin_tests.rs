@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
+use crate::config::{Addr, BusyPoll, Cache, Config, Log, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::recorder::Recorder;
 use crate::control::{Control, Ended, strict};
@@ -44,7 +44,7 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
-            Command::Warm { .. } | Command::Servers { .. } => {}
+            Command::Warm { .. } | Command::Servers { .. } | Command::Export { .. } | Command::Stall { .. } => {}
         }
         true
     }
@@ -83,9 +83,10 @@ fn config() -> Config {
             name: "pilotlight".into(),
         },
         admin: Addr::Unix(PathBuf::new()),
-        cache: Cache { memory: 1 << 20, max_object: 1 << 16 },
+        cache: Cache { memory: 1 << 20, max_object: 1 << 16, snapshot: None, snapshot_interval: Duration::ZERO },
         upstreams: Vec::new(),
         routes: vec![Route {
+            shield: None,
             name: "/".into(),
             host: None,
             path: "/".into(),
@@ -94,6 +95,8 @@ fn config() -> Config {
             cache: None,
         }],
         warm: vec![list],
+        log: Log::default(),
+        tracing: None,
     }
 }
 
@@ -124,6 +127,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         acks,
         recorder,
         config: Arc::new(config()),
+        snapshot: None,
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         signals,

@@ -4,8 +4,12 @@
 use crate::config::Endpoint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use crate::cache::object::Object;
+
+use crate::base::exemplar::RouteExemplars;
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -19,6 +23,10 @@ pub struct ShardShared {
     pub heartbeat_mono_ms: AtomicU64,
     /// `io_uring`, `epoll`….
     pub driver: OnceLock<&'static str>,
+    /// The thread that it runs on, as the kernel numbers it; 0: not yet.
+    pub thread: AtomicI32,
+    /// By route, once the shard has registered its metrics.
+    pub exemplars: OnceLock<Arc<[RouteExemplars]>>,
     pub connections: AtomicU64,
     /// Requests in progress.
     pub inflight: AtomicU64,
@@ -28,6 +36,8 @@ pub struct ShardShared {
     pub cache_entries: AtomicU64,
     /// One for each `Config::warm`, in its order.
     pub warm: Box<[WarmShared]>,
+    /// One for each route: when what its scrape shield shows was received, told by the shard that owns it; 0: it has nothing.
+    pub shields: Box<[AtomicU64]>,
 }
 
 /// This shard's part of a warm list: the entries it owns.
@@ -46,6 +56,11 @@ impl ShardShared {
     pub fn new(warm_lists: usize) -> Self {
         Self { warm: (0..warm_lists).map(|_| WarmShared::default()).collect(), ..Self::default() }
     }
+
+    #[must_use]
+    pub fn with_routes(self, routes: usize) -> Self {
+        Self { shields: (0..routes).map(|_| AtomicU64::new(0)).collect(), ..self }
+    }
 }
 
 /// What control asks of a shard.
@@ -56,8 +71,12 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// Hand over the entries to be saved, bit by bit so that nobody waits, as one `Export` with this id.
+    Export { id: u64 },
     /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
     Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
+    /// Stand still for so long, to see what the rest does. Only where the debug hooks are on.
+    Stall { ms: u64 },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
@@ -71,6 +90,29 @@ pub enum Selector {
     Prefix(Vec<u8>),
     /// Entries whose response carried this tag.
     Tag(Vec<u8>),
+}
+
+/// The entries of one shard, on their way to the snapshot. Only a shard that ends has them kept for it: else saving would keep in memory
+/// what the cache has let go.
+#[derive(Debug, Default)]
+pub struct Export {
+    /// `LAST_EXPORT`, or that of the command.
+    pub id: u64,
+    pub shard: usize,
+    pub entries: Vec<Exported>,
+    pub kept: Vec<Arc<Object>>,
+}
+
+/// The id of what a shard hands over when it has drained.
+pub const LAST_EXPORT: u64 = 0;
+
+#[derive(Debug, Clone)]
+pub struct Exported {
+    pub object: Weak<Object>,
+    /// How often it was asked for lately.
+    pub hits: u8,
+    /// As `cache::snapshot::worth` has it.
+    pub worth: f32,
 }
 
 /// How control reaches the shards; implemented where the rings and doorbells are.

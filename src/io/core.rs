@@ -3,16 +3,19 @@
 use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
+use super::export;
 use super::fetch;
+use super::journal::Journal;
 use super::leaving::Leaving;
 use super::listener::{self, Family};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
+use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
 use crate::base::time::Now;
 use crate::config::{Addr, Config, Endpoint};
-use crate::control::link::{self, Acks, Command, ShardShared};
+use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
@@ -21,12 +24,14 @@ use crate::shard::query::Query;
 use crate::shard::refresh::Dropped;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{DropReason, EvictReason, Telemetry};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// What all shards share, none of it ever written after the start but the atomics.
@@ -42,6 +47,8 @@ pub struct Common {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
+    /// Where shards hand over their entries to be saved; `None`: nothing is saved.
+    pub exports: Option<SyncSender<Export>>,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
     pub clients: Box<[AtomicUsize]>,
 }
@@ -71,6 +78,10 @@ pub struct Shard {
     pub spin: Spin,
     pub upstreams: Vec<Upstream>,
     pub telemetry: Telemetry,
+    /// What the scrape shields ask for, by route.
+    pub shields: HashMap<u16, Arc<Query>>,
+    /// Set before anything is served, or never.
+    pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
@@ -106,6 +117,7 @@ impl Shard {
         let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
+        let _ = common.shared[id].exemplars.set(telemetry.exemplars());
         let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
         let servers: Vec<Vec<String>> =
             common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
@@ -124,6 +136,8 @@ impl Shard {
             spin: Spin::new(common.config.server.busy_poll),
             upstreams,
             telemetry,
+            shields: shield::queries(&common),
+            journal: OnceCell::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
@@ -160,6 +174,18 @@ impl Shard {
     pub fn now_at(&self, mono_ns: u64) -> Now {
         let mono_ms = mono_ns / 1_000_000;
         Now { mono_ms, unix_ms: mono_ms.saturating_add_signed(self.unix_offset_ms.get()) }
+    }
+
+    /// What takes records of requests, if any are wanted.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.get()
+    }
+
+    /// Nanoseconds since the epoch of Unix; the wall clock counts to the millisecond.
+    #[must_use]
+    pub fn unix_ns_at(&self, mono_ns: u64) -> u64 {
+        mono_ns.saturating_add_signed(self.unix_offset_ms.get().saturating_mul(1_000_000))
     }
 
     /// The current IMF-fixdate (RFC 9110 §5.6.7), formatted once a second.
@@ -308,18 +334,23 @@ impl Shard {
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
             }
+            Command::Export { id } => {
+                monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
+            }
             Command::Servers { upstream, endpoints } => {
                 let at = upstream as usize;
                 let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
                 self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
+            Command::Stall { ms } => std::thread::sleep(Duration::from_millis(ms)),
             Command::Drain => self.start_drain(),
         }
     }
 
     fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) {
         let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return };
-        let Some(cache) = &self.common.config.routes[route as usize].cache else { return };
+        let config = &self.common.config.routes[route as usize];
+        let Some(cache) = config.cache.as_ref().filter(|_| config.shield.is_none()) else { return };
         let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return };
         let per_credential = cache.authorization == crate::config::Authorization::PerCredential;
         let query = Query::new(&self.common.hasher, buf, head, route, per_credential, None, true);
@@ -345,7 +376,7 @@ impl Shard {
 
     /// Passes on what changed since the last time to telemetry.
     pub fn measure(&self) {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         let telemetry = &self.telemetry;
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
@@ -353,6 +384,9 @@ impl Shard {
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
+        }
+        for (kind, late_ms) in state.late_ms.drain(..) {
+            telemetry.started_late(kind, Duration::from_millis(late_ms));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);

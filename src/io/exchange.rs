@@ -2,15 +2,17 @@
 //! first bytes; and all of it from the server on once more, where that is safe.
 
 use super::body::{BodyError, BodyReader, CHUNK_BYTES, Source};
+use super::clock;
 use super::core::Shard;
 use super::deadlines::Expiry;
+use super::journal::{FetchEnd, Trail};
 use super::pool::{self, UpstreamConn};
 use super::reply::Leftover;
 use super::upstream::{self, Place, Trial};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
 use crate::http::chunked;
-use crate::http::encode::{self, Forward, Validators};
+use crate::http::encode::{self, Forward, Trace, Validators};
 use crate::http::framing::BodyLength;
 use crate::http::head::ResponseHead;
 use crate::http::hops;
@@ -20,7 +22,7 @@ use crate::route::retry::{self, Attempted, Loss, Verdict};
 use crate::shard::message::{Failure, Refusal, RefusalReason, Reply, SlotId, Token, Wanted};
 use crate::shard::query::Query;
 use crate::shard::service_time::shape_of;
-use crate::telemetry::FetchResult;
+use crate::telemetry::{FetchResult, Phase};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -38,7 +40,29 @@ pub struct Exchange {
     pub request_sent: bool,
     pub slot: SlotGuard,
     place: Place,
+    /// Ends with the exchange, however that ends.
+    _body_clock: Option<BodyClock>,
     pub started_mono_ms: u64,
+    /// Notes when it is over.
+    end: Option<FetchEnd>,
+}
+
+/// Measures how long the body of a response takes.
+struct BodyClock {
+    shard: Rc<Shard>,
+    upstream: u16,
+    from_ns: u64,
+}
+
+impl Drop for BodyClock {
+    fn drop(&mut self) {
+        phase_took(&self.shard, self.upstream, Phase::Body, self.from_ns);
+    }
+}
+
+fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64) {
+    let took = Duration::from_nanos(clock::mono_ns().saturating_sub(from_ns));
+    shard.telemetry.phase_took(upstream as usize, phase, took);
 }
 
 impl Exchange {
@@ -59,11 +83,13 @@ impl Exchange {
     /// Its body could not be read to the end: that is the server's failure. Says how it is called.
     pub fn broke(&self, error: BodyError) -> Failure {
         self.place.observe(Sign::Failure);
-        match error {
+        let failure = match error {
             BodyError::Timeout if self.slot.shard.mono_ms() >= self.conn.source.until_mono_ms => TOTAL_TIMEOUT,
             BodyError::Timeout => FIRST_BYTE_TIMEOUT,
             BodyError::Cut | BodyError::Malformed | BodyError::TooLarge => CUT,
-        }
+        };
+        self.end.iter().for_each(|end| end.failed(failure.label));
+        failure
     }
 }
 
@@ -101,6 +127,8 @@ pub struct Plan<'a> {
     /// The full representation is wanted, for the cache.
     pub for_cache: bool,
     pub validators: Validators<'a>,
+    /// Who wants to know how it went.
+    pub trail: Option<Rc<Trail>>,
 }
 
 /// # Errors
@@ -108,10 +136,28 @@ pub struct Plan<'a> {
 pub async fn start(
     shard: &Rc<Shard>,
     plan: &Plan<'_>,
+    upload: Option<Upload<'_>>,
+    interim: impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Exchange, Failure> {
+    let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
+    let Some(trail) = &plan.trail else { return go(shard, plan, upstream, upload, interim).await };
+    trail.fetch_begins(shard, upstream, plan.kind);
+    let end = FetchEnd(Rc::clone(trail));
+    let mut result = go(shard, plan, upstream, upload, interim).await;
+    trail.fetch_answered(result.as_ref().map(|exchange| exchange.head.status).map_err(|failure| failure.label));
+    if let Ok(exchange) = &mut result {
+        exchange.end = Some(end);
+    }
+    result
+}
+
+async fn go(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    upstream: u16,
     mut upload: Option<Upload<'_>>,
     mut interim: impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Exchange, Failure> {
-    let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
     let asked_mono_ms = shard.mono_ms();
     let Some(trial) = Trial::begin(shard, upstream) else {
         shard.telemetry.fetch_done(upstream as usize, plan.kind, FetchResult::Overloaded, Duration::ZERO);
@@ -124,6 +170,7 @@ pub async fn start(
         shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
     })?;
     shard.telemetry.queue_waited(upstream as usize, plan.kind, waited);
+    plan.trail.iter().for_each(|trail| trail.fetch_has_slot());
     let total = shard.common.config.upstreams[upstream as usize].total_timeout;
     let until = total.map_or(u64::MAX, |total| started_mono_ms.saturating_add(total.as_millis() as u64));
     let mut cancelled = Cancelled { shard, upstream, kind: plan.kind, started_mono_ms, armed: true };
@@ -141,7 +188,21 @@ pub async fn start(
     // A server that says that it cannot at all says so fast.
     slot.answered.set(!matches!(head.status, 502..=504));
     let body = BodyReader::new(head.body);
-    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, place, started_mono_ms })
+    // What follows a 101 is a tunnel, which lasts as long as its two ends like.
+    let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
+    let body_clock = (head.status != 101).then(clock);
+    Ok(Exchange {
+        conn,
+        head,
+        head_buf,
+        body,
+        request_sent,
+        slot,
+        place,
+        _body_clock: body_clock,
+        started_mono_ms,
+        end: None,
+    })
 }
 
 /// Counts an exchange that is dropped before there was a response: its client has left.
@@ -181,9 +242,10 @@ impl Drop for Queued<'_> {
 async fn acquire(shard: &Rc<Shard>, upstream: u16, plan: &Plan<'_>) -> Result<SlotGuard, Failure> {
     let (route, kind) = (plan.query.route, plan.kind);
     let config = &shard.common.config.upstreams[upstream as usize];
-    let limited = config.max_concurrency.is_some()
-        || shard.common.config.routes[route as usize].max_concurrency.is_some()
-        || kind.is_background();
+    let of_route = &shard.common.config.routes[route as usize];
+    let limited = (config.max_concurrency.is_some() || of_route.max_concurrency.is_some() || kind.is_background())
+        // A scrape shield's fetch is one more: see `shield`. What is passed on beside it waits like any other.
+        && !(of_route.shield.is_some() && kind.is_background());
     let mut held = None;
     if limited {
         let leftover = Leftover::Slot { upstream };
@@ -279,7 +341,9 @@ async fn reach(
     }
     let left = Duration::from_millis(until_mono_ms.saturating_sub(shard.mono_ms()));
     let addr = this.addr(place.server).ok_or(Trouble { failure: pool::UNREACHABLE, loss: Loss::Unsent })?;
+    let from_ns = clock::mono_ns();
     let connected = pool::connect(shard, place.server, &addr, config.connect_timeout.min(left)).await;
+    phase_took(shard, upstream, Phase::Connect, from_ns);
     let result = match connected {
         Ok(conn) => converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await,
         Err(failure) => Err(Trouble { failure, loss: Loss::Unsent }),
@@ -338,8 +402,10 @@ async fn converse(
             cdn_loop: &shard.common.cdn_loop,
             for_cache: plan.for_cache,
             validators: plan.validators,
+            trace: plan.trail.as_ref().map_or(Trace::PassedOn, |trail| trail.trace()),
         },
     );
+    let from_ns = clock::mono_ns();
     let deadline = conn.source.deadline;
     conn.source.until_mono_ms = until_mono_ms;
     let by = (shard.mono_ms() + first_byte_ms).min(until_mono_ms);
@@ -376,6 +442,7 @@ async fn converse(
         }
         _ => read_head(shard, &mut conn.source, plan, Waiting::Until(by), interim).await,
     };
+    phase_took(shard, upstream, Phase::FirstByte, from_ns);
     let (head, head_buf) = answer?;
     Ok((conn, head, head_buf, request_sent))
 }

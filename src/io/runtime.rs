@@ -3,15 +3,19 @@
 use super::clock;
 use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
+use super::export;
+use super::journal::Journal;
 use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
-use super::spin;
 use super::upstream;
+use super::{shield, spin};
+use crate::base::record::Record;
 use crate::shard::state::State;
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
+use rtrb::Producer;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +36,8 @@ pub struct Start {
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub bound: Vec<Bound>,
+    /// Where records of requests go; `None` when nobody wants them.
+    pub journal: Option<Producer<Record>>,
 }
 
 /// An event loop of one kind or the other.
@@ -105,6 +111,8 @@ pub fn run(start: Start) -> io::Result<()> {
     let event_loop = build_loop()?;
     let name = event_loop.name();
     let _ = common.shared[id].driver.set(name);
+    // SAFETY: gettid takes nothing and cannot fail.
+    common.shared[id].thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     tracing::info!(shard = id, cpu = ?start.cpu, driver = name, "shard runs");
     let result = event_loop.block_on(drive(start));
     common.shared[id].ended.store(true, Ordering::Release);
@@ -112,18 +120,22 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn drive(start: Start) -> io::Result<()> {
-    let Start { id, count, common, state, mut inbox, outbox, bound, .. } = start;
+    let Start { id, count, common, state, mut inbox, outbox, bound, journal, .. } = start;
     let shard = Rc::new(Shard::new(id, count, common, state(), outbox));
+    let made = journal.and_then(|ring| Journal::new(&shard.common.config, id, shard.random(), ring));
+    made.into_iter().for_each(|journal| drop(shard.journal.set(journal)));
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
     listener::start(&shard, bound)?;
     spin::start(&shard)?;
+    shield::start(&shard);
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
     shard.publish(now);
     shard.common.shared[id].ready.store(true, Ordering::Release);
     tick(&shard).await;
+    export::last(&shard);
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::partition::{Partition, Stored};
+use crate::cache::snapshot;
 use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
 use std::collections::HashMap;
@@ -42,11 +43,7 @@ impl Selector {
         let url = key::url_part(full_key);
         match self {
             Self::Url(wanted) => url == wanted.as_slice(),
-            Self::Prefix(prefix) if prefix.first() == Some(&b'/') => {
-                let path = memchr::memchr(b'/', url).map_or(&[][..], |at| &url[at..]);
-                path.starts_with(prefix)
-            }
-            Self::Prefix(prefix) => url.starts_with(prefix),
+            Self::Prefix(prefix) => key::begins_with(url, prefix),
             Self::Tag(_) => false,
         }
     }
@@ -68,7 +65,6 @@ pub struct Counts {
     pub evicted: u64,
     pub purged: u64,
     pub replaced: u64,
-    pub expired: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +83,8 @@ pub struct State {
     purge_seq: u64,
     generation: u64,
     pub counts: Counts,
+    /// For telemetry, which takes them: how long after they were due background fetches started, in milliseconds.
+    pub late_ms: Vec<(FetchKind, u64)>,
     pub actions: Vec<Action>,
 }
 
@@ -99,8 +97,12 @@ fn is_refresh_due(object: &Object, share: f64, now_mono_ms: u64) -> bool {
     if share <= 0.0 || freshness::age_secs(&object.validity, now_mono_ms) >= object.validity.lifetime_secs {
         return false;
     }
+    refresh_due_mono_ms(object, share) <= now_mono_ms
+}
+
+fn refresh_due_mono_ms(object: &Object, share: f64) -> u64 {
     let in_ms = Jitter::new(object.generation).early(share_of_lifetime_ms(object, share));
-    object.validity.received_mono_ms.saturating_add(in_ms) <= now_mono_ms
+    object.validity.received_mono_ms.saturating_add(in_ms)
 }
 
 /// Of what was left of it when the object arrived.
@@ -141,6 +143,7 @@ impl State {
             purge_seq: 0,
             generation: (me as u64) << 48,
             counts: Counts::default(),
+            late_ms: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -325,11 +328,18 @@ impl State {
         stale: Option<Arc<Object>>,
         now: Now,
     ) -> Option<LeaseId> {
-        let route = &self.routes[query.route as usize];
-        if !self.warm.may_work(route.upstream) {
-            return None;
-        }
-        let deadline = now.mono_ms + route.lease_ms;
+        let may_work = self.warm.may_work(self.routes[query.route as usize].upstream);
+        if may_work { self.fetch_quietly(query, kind, stale, now) } else { None }
+    }
+
+    fn fetch_quietly(
+        &mut self,
+        query: &Arc<Query>,
+        kind: FetchKind,
+        stale: Option<Arc<Object>>,
+        now: Now,
+    ) -> Option<LeaseId> {
+        let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
         let lease_key = self.lease_key(query);
         let lease = self.leases.claim_quietly(&lease_key, query.key.len(), deadline, now.mono_ms)?;
         self.actions.push(Action::Fetch { query: Arc::clone(query), kind, lease, stale });
@@ -490,6 +500,29 @@ impl State {
         gone as u64
     }
 
+    /// Appends what there is to save of so many places of the partition, from `from` on. Returns where to go on; `None` at the end.
+    pub fn export(&self, from: usize, places: usize, into: &mut Vec<(Stored, u8, f32)>) -> Option<usize> {
+        self.partition.visit(from, places, |variants, hits| {
+            // One worth for all variants of a key: ordered by it they stay in their order.
+            let mut worth = None;
+            for stored in variants {
+                let worth = *worth.get_or_insert_with(|| snapshot::worth(stored, hits));
+                into.push((Rc::clone(stored), hits, worth));
+            }
+        })
+    }
+
+    /// Takes saved entries, the most valuable and the newest of a key last. Before anything is served.
+    pub fn restore(&mut self, entries: Vec<(Arc<Object>, u8)>) {
+        for (object, hits) in entries {
+            let object = Rc::new(object);
+            self.partition.insert(Rc::clone(&object));
+            if hits > 0 {
+                self.partition.add_hits(object.hash, object.key(), hits.into());
+            }
+        }
+    }
+
     /// Has one key fetched because somebody said it will be asked for, unless it is being fetched.
     pub fn warm_once(&mut self, query: Arc<Query>, now: Now) {
         let owner = owner_of(query.hash, self.shards);
@@ -503,6 +536,13 @@ impl State {
         } else {
             self.send(owner, Message::Warm { query });
         }
+    }
+
+    /// Fetches a key of this shard, fresh or not, unless it is being fetched.
+    pub fn renew(&mut self, query: &Arc<Query>, now: Now) {
+        debug_assert_eq!(owner_of(query.hash, self.shards), self.me, "by its owner");
+        // Not out of the background's share: see `io::shield`.
+        self.fetch_quietly(query, FetchKind::Refresh, None, now);
     }
 
     /// Everything that has come due. To be called every few tens of milliseconds.
@@ -543,7 +583,10 @@ impl State {
             }
             let stale = found.map(|stored| Arc::clone(&stored));
             match self.background(&query, FetchKind::Warm, stale, now) {
-                Some(lease) => self.warm.started(at, lease),
+                Some(lease) => {
+                    self.note_late(FetchKind::Warm, self.warm.due_mono_ms(at), now);
+                    self.warm.started(at, lease);
+                }
                 None => self.warm.busy(at, now.mono_ms),
             }
         }
@@ -605,11 +648,20 @@ impl State {
                 trusted: true,
             });
             let current = self.partition.get(query.hash, &query.key, query.view());
-            if current.is_some_and(|stored| stored.generation == object.generation)
-                && let Some(lease) = self.background(&query, FetchKind::Refresh, Some(object), now)
-            {
-                self.refreshes.started(upstream, lease);
+            if current.is_some_and(|stored| stored.generation == object.generation) {
+                let due_mono_ms = refresh_due_mono_ms(&object, self.routes[object.route as usize].refresh_ahead);
+                if let Some(lease) = self.background(&query, FetchKind::Refresh, Some(object), now) {
+                    self.refreshes.started(upstream, lease);
+                    self.note_late(FetchKind::Refresh, due_mono_ms, now);
+                }
             }
+        }
+    }
+
+    fn note_late(&mut self, kind: FetchKind, due_mono_ms: u64, now: Now) {
+        // Nobody need take them.
+        if self.late_ms.len() < limits::LATE_MAX {
+            self.late_ms.push((kind, now.mono_ms.saturating_sub(due_mono_ms)));
         }
     }
 
