@@ -18,7 +18,7 @@ use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
 use crate::route::table::Table;
 use crate::shard::query::{Query, owner_of};
-use crate::shard::slots::Slots;
+use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
 use rtrb::{Producer, RingBuffer};
@@ -282,11 +282,22 @@ fn policy(common: &Common, route: usize) -> RoutePolicy {
     }
 }
 
-fn background_max(upstream: &crate::config::Upstream) -> u32 {
-    match upstream.max_concurrency {
-        Some(max) => ((f64::from(max) * upstream.background_share) as u32).clamp(1, max.max(1)),
-        None => limits::UNLIMITED_BACKGROUND_MAX,
+/// The bounds of an upstream's slots, but for those of its routes.
+fn slot_policy(upstream: &crate::config::Upstream) -> Policy {
+    let max = upstream.max_concurrency;
+    Policy {
+        max: max.unwrap_or(u32::MAX),
+        background_share: upstream.background_share,
+        background_max: max.map_or(limits::UNLIMITED_BACKGROUND_MAX, |_| u32::MAX),
+        reserve: upstream.reserve,
+        queue_max: upstream.max_queue as usize,
+        queue_timeout_ms: upstream.queue_timeout.as_millis() as u64,
+        route_max: HashMap::new(),
     }
+}
+
+fn background_max(upstream: &crate::config::Upstream) -> u32 {
+    slot_policy(upstream).background()
 }
 
 /// The slots of the upstreams whose home is shard `me`.
@@ -297,8 +308,7 @@ fn slots(config: &Config, me: usize, shards: usize) -> HashMap<u16, Slots> {
         .map(|(at, upstream)| {
             let routes = config.routes.iter().enumerate().filter(|(_, route)| route.upstream == at);
             let route_max = routes.filter_map(|(id, route)| Some((id as u16, route.max_concurrency?))).collect();
-            let queue_max = upstream.max_queue as usize;
-            (at as u16, Slots::new(upstream.max_concurrency, background_max(upstream), queue_max, route_max))
+            (at as u16, Slots::new(Policy { route_max, ..slot_policy(upstream) }))
         })
         .collect()
 }

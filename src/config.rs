@@ -120,6 +120,8 @@ pub struct Upstream {
     pub max_concurrency: Option<u32>,
     /// 0.0 to 1.0 of `max_concurrency`. Default 0.5.
     pub background_share: f64,
+    /// Of `max_concurrency`, so many are kept for requests known to be short. `None`: a quarter, at least one of several.
+    pub reserve: Option<u32>,
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     /// Longest silence within a response body. Default 30 s.

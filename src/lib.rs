@@ -91,8 +91,8 @@
 //! `max_concurrency` bounds an upstream for the whole gateway, so it cannot be counted by each shard alone. Every limited upstream
 //! has a *home* shard ([`shard::state::home_of`]) that keeps its slots and its queue ([`shard::slots`]). Other shards ask
 //! for a slot and give it back by message: one trip through a ring, beside a request that takes milliseconds at least. Clients
-//! come before refreshing, refreshing before warming, and all background work together never holds more than
-//! `background_share` of the slots. Requests to an upstream without a limit ask nobody, except for background work.
+//! come before refreshing, refreshing before warming, but what waits ages; all background work together never holds more than
+//! `background_share` of the slots, and requests that take long never hold the last ones, whose size the home learns by path. Requests to an upstream without a limit ask nobody, except for background work.
 //!
 //! # Servers of an upstream
 //!

@@ -114,6 +114,28 @@ impl EvictReason {
     }
 }
 
+/// Why an entry that was due was not refreshed; the value of the metric label `reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DropReason {
+    QueueFull,
+    Expired,
+}
+
+impl DropReason {
+    /// Every reason, in the order of `as usize`.
+    pub const ALL: [Self; 2] = [Self::QueueFull, Self::Expired];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// What became of a wish to send a request again; the value of the metric label `result`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -181,6 +203,7 @@ pub struct ShardMetrics {
     cache_bytes: Gauge,
     cache_entries: Gauge,
     evictions: [Counter; EvictReason::ALL.len()],
+    refreshes_dropped: [Counter; DropReason::ALL.len()],
     loop_lag: Histogram,
     connections_active: Gauge,
     connections_idle: Gauge,
@@ -341,6 +364,11 @@ impl Telemetry {
         self.shard.evictions[reason as usize].increment(entries);
     }
 
+    #[inline]
+    pub fn refresh_dropped(&self, reason: DropReason, entries: u64) {
+        self.shard.refreshes_dropped[reason as usize].increment(entries);
+    }
+
     /// How much later than asked for a timer of the loop came.
     #[inline]
     pub fn loop_lag(&self, lag: Duration) {
@@ -465,6 +493,8 @@ impl ShardMetrics {
             cache_entries: gauge!("pilotlight_cache_entries"),
             evictions: EvictReason::ALL
                 .map(|reason| counter!("pilotlight_cache_evictions_total", "reason" => reason.as_str())),
+            refreshes_dropped: DropReason::ALL
+                .map(|reason| counter!("pilotlight_refresh_dropped_total", "reason" => reason.as_str())),
             loop_lag: histogram!("pilotlight_shard_loop_lag_seconds", "shard" => shard.clone()),
             connections_active: connections("active"),
             connections_idle: connections("idle"),
@@ -515,6 +545,10 @@ fn describe() {
     gauge!("pilotlight_cache_bytes", "Memory held by the cache, index included.");
     gauge!("pilotlight_cache_entries", "Stored responses.");
     counter!("pilotlight_cache_evictions_total", "Entries that left the cache by reason.");
+    counter!(
+        "pilotlight_refresh_dropped_total",
+        "Popular entries that were due to be refreshed and were not, by reason."
+    );
     histogram!("pilotlight_shard_loop_lag_seconds", "Delay of the shard's event loop.");
     gauge!("pilotlight_connections", "Client connections: active has a request in progress, idle waits for one.");
     counter!("pilotlight_connections_accepted_total", "Client connections accepted.");
@@ -531,6 +565,7 @@ mod tests {
     #[test]
     fn enums_index_their_arrays() {
         assert!(FetchResult::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+        assert!(DropReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(Phase::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(EvictReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
     }

@@ -9,7 +9,7 @@ use pilotlight::io::listener::Bound;
 use pilotlight::io::mailbox::{self, ControlLane};
 use pilotlight::io::runtime::{self, Start};
 use pilotlight::route::table::Table;
-use pilotlight::shard::slots::Slots;
+use pilotlight::shard::slots::{self, Slots};
 use pilotlight::shard::state::{RoutePolicy, State};
 use pilotlight::shard::warm::Warm;
 use std::collections::HashMap;
@@ -84,7 +84,16 @@ impl Gateway {
         let routes: Arc<[RoutePolicy]> = (0..config.routes.len() as u16).map(policy).collect();
         let memory = config.cache.memory;
         let state = move || {
-            let slots = HashMap::from([(0, Slots::new(Some(2), 1, 1024, HashMap::new()))]);
+            let policy = slots::Policy {
+                max: 2,
+                background_share: 0.5,
+                background_max: 1,
+                reserve: Some(0),
+                queue_max: 1024,
+                queue_timeout_ms: 30_000,
+                route_max: HashMap::new(),
+            };
+            let slots = HashMap::from([(0, Slots::new(policy))]);
             State::new(0, 1, routes, memory, slots, Warm::new(Vec::new(), vec![1], 0), 1)
         };
         let (mut mailboxes, mut lanes) = mailbox::build(1).expect("descriptors");

@@ -37,6 +37,13 @@ pub const MARKERS_MAX: usize = 64 * 1024;
 pub const MARKER_MS: u64 = 2_000;
 /// Background requests at once to an upstream without a `max_concurrency`.
 pub const UNLIMITED_BACKGROUND_MAX: u32 = 8;
+/// How much earlier a request of each further kind must have come to be served like one of the kind before it. So warming
+/// waits for clients that came up to 15 s later, and for no others.
+pub const KIND_HEAD_START_MS: u64 = 5_000;
+/// Shapes of requests whose service time is known, for each upstream.
+pub const SHAPES_MAX: usize = 1024;
+/// Popular entries of a shard that wait to be refreshed, for each upstream. Each holds a pointer to what the cache mostly has.
+pub const REFRESH_QUEUE_MAX: usize = 4096;
 /// Replicas that a shard keeps of other shards' entries.
 pub const REPLICAS_BYTES_SHARE: u64 = 4;
 /// Hits since it was stored that make an entry popular enough to be refreshed ahead.

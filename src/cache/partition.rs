@@ -314,16 +314,16 @@ impl Partition {
     }
 
     /// Looks at so many keys, going on from where it stopped the last time, and offers the responses whose key was served
-    /// `hits_min` times or more. Where `take` says yes, the hits count anew and the key is not offered again until there
+    /// `hits_min` times or more, with that number. Where `take` says yes, the hits count anew and the key is not offered again until there
     /// is a newer response.
-    pub fn sweep(&mut self, keys: usize, hits_min: u8, mut take: impl FnMut(&Stored) -> bool) {
+    pub fn sweep(&mut self, keys: usize, hits_min: u8, mut take: impl FnMut(&Stored, u8) -> bool) {
         let end = self.swept.saturating_add(keys).min(self.slots);
         for at in self.swept..end {
             let Some(node) = self.nodes.get_mut(at).filter(|node| node.hits >= hits_min && !node.taken) else {
                 continue;
             };
             // Each is offered, whatever becomes of the others.
-            if node.variants().filter(|stored| take(stored)).count() > 0 {
+            if node.variants().filter(|stored| take(stored, node.hits)).count() > 0 {
                 (node.hits, node.taken) = (0, true);
             }
         }
@@ -819,7 +819,7 @@ mod tests {
         let mut p = Partition::new(1 << 20);
         let swept = |p: &mut Partition, keys, hits| {
             let mut found = Vec::new();
-            p.sweep(keys, hits, |o| {
+            p.sweep(keys, hits, |o, _| {
                 found.push(String::from_utf8_lossy(o.key()).into_owned());
                 !o.has_tag(b"no")
             });

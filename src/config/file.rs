@@ -66,6 +66,7 @@ pub struct Upstream {
     pub servers: Spanned<Vec<Spanned<String>>>,
     pub max_concurrency: Option<NonZeroU32>,
     pub background_share: Option<Share>,
+    pub reserve: Option<Spanned<u32>>,
     pub connect_timeout: Option<Timeout>,
     pub first_byte_timeout: Option<Timeout>,
     pub read_timeout: Option<Timeout>,

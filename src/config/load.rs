@@ -237,6 +237,7 @@ fn upstream_of(source: Source<'_>, name: &str, file: &file::Upstream, own: &[&Ad
     Ok(Upstream {
         max_concurrency: file.max_concurrency.map(std::num::NonZeroU32::get),
         background_share: file.background_share.map_or(SHARE_DEFAULT, |share| share.0),
+        reserve: upstreams::reserve(source, file)?,
         connect_timeout: file.connect_timeout.map_or(Duration::from_secs(1), |time| time.0),
         first_byte_timeout: file.first_byte_timeout.map_or(Duration::from_secs(30), |time| time.0),
         read_timeout: file.read_timeout.map_or(Duration::from_secs(30), |time| time.0),
@@ -262,6 +263,7 @@ fn plain_upstream(name: &str, servers: Vec<Addr>) -> Upstream {
         servers,
         max_concurrency: None,
         background_share: SHARE_DEFAULT,
+        reserve: None,
         connect_timeout: Duration::from_secs(1),
         first_byte_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),

@@ -114,6 +114,9 @@ fn upstream(out: &mut Text, upstream: &Upstream) {
         out.raw("max_concurrency", most);
     }
     out.share("background_share", upstream.background_share);
+    if let Some(reserve) = upstream.reserve {
+        out.raw("reserve", reserve);
+    }
     out.time("connect_timeout", upstream.connect_timeout);
     out.time("first_byte_timeout", upstream.first_byte_timeout);
     out.time("read_timeout", upstream.read_timeout);

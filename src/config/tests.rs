@@ -95,6 +95,7 @@ snapshot_interval = "0s"
 servers = ["unix:/run/a.sock", "App.internal:80", "10.0.0.1:1"]
 max_concurrency = 4
 background_share = 1
+reserve = 1
 connect_timeout = "2s"
 first_byte_timeout = "3s"
 read_timeout = "4s"
@@ -359,6 +360,14 @@ fn mistakes_in_a_file() {
             "p.toml:7:20: the share 1.5 is out of bounds: 0 to 1 is allowed",
         ),
         ("[upstreams.b]\nservers = [':2']\nbackground_share = nan", "p.toml:7:20: the share NaN is out of bounds"),
+        (
+            "[upstreams.b]\nservers = [':2']\nreserve = 1",
+            "p.toml:7:11: reserve is a part of max_concurrency, which is not there",
+        ),
+        (
+            "[upstreams.b]\nservers = [':2']\nmax_concurrency = 2\nreserve = 2",
+            "p.toml:8:11: reserve is 2: expected less than the max_concurrency of 2",
+        ),
         (
             "[upstreams.b]\nservers = [':2']\nmax_concurrency = 0",
             "p.toml:7:19: invalid value: integer `0`, expected a nonzero u32",

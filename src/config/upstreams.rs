@@ -41,6 +41,20 @@ pub fn breaker(written: Option<&Switch<file::Breaker>>) -> Option<Breaker> {
     })
 }
 
+/// Something must be left for requests that nothing is known of.
+pub fn reserve(source: Source<'_>, file: &file::Upstream) -> Result<Option<u32>, ConfigError> {
+    let Some(written) = &file.reserve else { return Ok(None) };
+    let reserve = *written.as_ref();
+    match file.max_concurrency.map(NonZeroU32::get) {
+        None => Err(source.at(written.span(), "reserve is a part of max_concurrency, which is not there")),
+        Some(max) if reserve >= max => {
+            let message = format!("reserve is {reserve}: expected less than the max_concurrency of {max}");
+            Err(source.at(written.span(), message))
+        }
+        Some(_) => Ok(Some(reserve)),
+    }
+}
+
 pub fn health_check(
     source: Source<'_>,
     written: Option<&file::HealthCheck>,

@@ -146,7 +146,7 @@ fn check_route(target: &str, host: &str, routes: &[Route], upstreams: &[Upstream
         ));
     }
     let upstream = &upstreams[route.upstream];
-    if upstream.max_concurrency.is_some() && upstream.background_share == 0.0 {
+    if upstream.background_share == 0.0 {
         let name = &upstream.name;
         return Err(format!(
             "the warm path {target:?} goes to the upstream `{name}`, whose background_share of 0 forbids warming"

@@ -13,17 +13,17 @@ use super::reply::{Leftover, Replies};
 use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
-use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::{Addr, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
-use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Token};
+use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotId, Token};
 use crate::shard::query::Query;
+use crate::shard::refresh::Dropped;
 use crate::shard::state::{Counts, Selector, State};
-use crate::telemetry::{EvictReason, Telemetry};
+use crate::telemetry::{DropReason, EvictReason, Telemetry};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -100,6 +100,7 @@ pub struct Shard {
     pub scratch: RefCell<Vec<u8>>,
     inflight: Vec<Cell<u32>>,
     counted: Cell<Counts>,
+    refreshes_dropped: Cell<Dropped>,
 }
 
 /// A deadline that ends an exchange is noticed a little late.
@@ -150,6 +151,7 @@ impl Shard {
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
+            refreshes_dropped: Cell::new(Dropped::default()),
             common,
         };
         shard.sync_clock();
@@ -269,7 +271,7 @@ impl Shard {
     fn dispose(self: &Rc<Self>, reply: Reply, leftover: Leftover) {
         match (reply, leftover) {
             (Reply::Fetch { hash, lease, .. }, _) => self.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED)),
-            (Reply::Slot, Leftover::Slot { upstream, route, kind }) => self.return_slot(upstream, route, kind),
+            (Reply::Slot(slot), Leftover::Slot { upstream }) => self.return_slot(upstream, slot, false),
             _ => {}
         }
     }
@@ -279,8 +281,9 @@ impl Shard {
         self.with_state(|state| state.done(hash, lease, outcome, now));
     }
 
-    pub fn return_slot(self: &Rc<Self>, upstream: u16, route: u16, kind: FetchKind) {
-        self.with_state(|state| state.slot_return(upstream, route, kind));
+    pub fn return_slot(self: &Rc<Self>, upstream: u16, slot: SlotId, answered: bool) {
+        let now = self.now();
+        self.with_state(|state| state.slot_return(upstream, slot, answered, now));
     }
 
     /// Waits for the reply to a question that `ask` puts; `None` when it takes longer than `within_ms`.
@@ -396,6 +399,9 @@ impl Shard {
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);
         telemetry.evicted(EvictReason::Purged, now.purged - before.purged);
         telemetry.evicted(EvictReason::Replaced, now.replaced - before.replaced);
+        let (now, before) = (state.refreshes_dropped(), self.refreshes_dropped.replace(state.refreshes_dropped()));
+        telemetry.refresh_dropped(DropReason::QueueFull, now.queue_full - before.queue_full);
+        telemetry.refresh_dropped(DropReason::Expired, now.expired - before.expired);
     }
 
     /// Publishes what the control thread shows.

@@ -310,9 +310,9 @@ impl Client {
         });
     }
 
-    /// As long as the breaker of the route's upstream stays open, else a second.
+    /// As long as the breaker of the route's upstream stays open, or the queue for it is, else a second.
     fn retry_after_secs(&self, route: u16, failure: Failure) -> u64 {
-        if failure.label != BREAKER_OPEN.label {
+        if ![BREAKER_OPEN.label, exchange::QUEUE_FULL.label, exchange::OVERLOADED.label].contains(&failure.label) {
             return 1;
         }
         let upstream = &self.shard.upstreams[self.shard.common.config.routes[route as usize].upstream];
@@ -451,7 +451,7 @@ impl Client {
             }
             Some(Reply::Alone) => self.pass(request, head.unwrap_or(&query), b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
-            Some(Reply::Slot | Reply::QueueFull) | None => {
+            Some(Reply::Slot(_) | Reply::NoSlot(_)) | None => {
                 let stale = self.stand_in(&query, WAIT_TIMEOUT);
                 self.stale_or_error(request, &query, WAIT_TIMEOUT, stale).await
             }

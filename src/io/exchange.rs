@@ -19,9 +19,11 @@ use crate::http::hops;
 use crate::http::parse::{self, Parsed};
 use crate::route::health::Sign;
 use crate::route::retry::{self, Attempted, Loss, Verdict};
-use crate::shard::message::{Failure, Reply, Token};
+use crate::shard::message::{Failure, Refusal, RefusalReason, Reply, SlotId, Token, Wanted};
 use crate::shard::query::Query;
+use crate::shard::service_time::shape_of;
 use crate::telemetry::{FetchResult, Phase};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -95,17 +97,17 @@ impl Exchange {
 pub struct SlotGuard {
     shard: Rc<Shard>,
     pub upstream: u16,
-    route: u16,
-    kind: FetchKind,
     /// Unlimited upstreams have nothing to give back.
-    held: bool,
+    held: Option<SlotId>,
+    /// There was a response, so how long the slot was held is the request's service time.
+    answered: Cell<bool>,
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
         self.shard.inflight(self.upstream, false);
-        if self.held {
-            self.shard.return_slot(self.upstream, self.route, self.kind);
+        if let Some(slot) = self.held {
+            self.shard.return_slot(self.upstream, slot, self.answered.get());
         }
     }
 }
@@ -161,7 +163,7 @@ async fn go(
         shard.telemetry.fetch_done(upstream as usize, plan.kind, FetchResult::Overloaded, Duration::ZERO);
         return Err(shard.upstreams[upstream as usize].breaker_failure());
     };
-    let slot = acquire(shard, upstream, plan.query.route, plan.kind).await;
+    let slot = acquire(shard, upstream, plan).await;
     let started_mono_ms = shard.mono_ms();
     let waited = Duration::from_millis(started_mono_ms - asked_mono_ms);
     let slot = slot.inspect_err(|failure| {
@@ -183,6 +185,8 @@ async fn go(
     };
     shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
     let (conn, head, head_buf, request_sent, place) = result?;
+    // A server that says that it cannot at all says so fast.
+    slot.answered.set(!matches!(head.status, 502..=504));
     let body = BodyReader::new(head.body);
     // What follows a 101 is a tunnel, which lasts as long as its two ends like.
     let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
@@ -229,39 +233,51 @@ struct Queued<'a> {
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            self.shard.with_state(|state| state.slot_cancel(self.upstream, token));
+            let now = self.shard.now();
+            self.shard.with_state(|state| state.slot_cancel(self.upstream, token, now));
         }
     }
 }
 
-async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) -> Result<SlotGuard, Failure> {
+async fn acquire(shard: &Rc<Shard>, upstream: u16, plan: &Plan<'_>) -> Result<SlotGuard, Failure> {
+    let (route, kind) = (plan.query.route, plan.kind);
     let config = &shard.common.config.upstreams[upstream as usize];
     let of_route = &shard.common.config.routes[route as usize];
     let limited = (config.max_concurrency.is_some() || of_route.max_concurrency.is_some() || kind.is_background())
         // A scrape shield's fetch is one more: see `shield`. What is passed on beside it waits like any other.
         && !(of_route.shield.is_some() && kind.is_background());
+    let mut held = None;
     if limited {
-        let leftover = Leftover::Slot { upstream, route, kind };
+        let leftover = Leftover::Slot { upstream };
+        let head = &plan.query.head;
+        let target = head.target.of(&plan.query.buf);
+        let shape = shape_of(&shard.common.hasher, route, head.method_span.of(&plan.query.buf), target);
+        let wanted = Wanted { route, kind, shape };
+        let now = shard.now();
         let within_ms = config.queue_timeout.as_millis() as u64;
         let mut queued = Queued { shard, upstream, token: None };
         let place = &mut queued.token;
         let reply = shard
             .ask(leftover, within_ms, |state, token| {
                 *place = Some(token);
-                state.slot_ask(upstream, route, kind, token);
+                state.slot_ask(upstream, wanted, token, now);
             })
             .await;
         if reply.is_some() {
             queued.token = None;
         }
         match reply {
-            Some(Reply::Slot) => {}
+            Some(Reply::Slot(slot)) => held = Some(slot),
+            Some(Reply::NoSlot(Refusal { reason, wait_ms })) => {
+                shard.upstreams[upstream as usize].refused(wait_ms, shard.mono_ms());
+                return Err(if reason == RefusalReason::TooLong { OVERLOADED } else { QUEUE_FULL });
+            }
             Some(_) => return Err(QUEUE_FULL),
             None => return Err(QUEUE_TIMEOUT),
         }
     }
     shard.inflight(upstream, true);
-    Ok(SlotGuard { shard: Rc::clone(shard), upstream, route, kind, held: limited })
+    Ok(SlotGuard { shard: Rc::clone(shard), upstream, held, answered: Cell::new(false) })
 }
 
 type Reached = (UpstreamConn, ResponseHead, Vec<u8>, bool);
@@ -567,7 +583,7 @@ fn result_of(failure: Failure) -> FetchResult {
         pool::REFUSED | pool::UNREACHABLE => FetchResult::Refused,
         pool::CONNECT_TIMEOUT | FIRST_BYTE_TIMEOUT | TOTAL_TIMEOUT => FetchResult::Timeout,
         CLOSED => FetchResult::Reset,
-        QUEUE_FULL | QUEUE_TIMEOUT => FetchResult::Overloaded,
+        QUEUE_FULL | QUEUE_TIMEOUT | OVERLOADED => FetchResult::Overloaded,
         CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE => FetchResult::Cancelled,
         _ => FetchResult::Invalid,
     }
@@ -577,6 +593,11 @@ pub const QUEUE_FULL: Failure =
     Failure { status: 503, label: "upstream_queue_full", detail: "too many requests wait for this upstream" };
 pub const QUEUE_TIMEOUT: Failure =
     Failure { status: 503, label: "upstream_queue_timeout", detail: "the upstream had no slot in time" };
+pub const OVERLOADED: Failure = Failure {
+    status: 503,
+    label: "upstream_overloaded",
+    detail: "so many requests wait for this upstream that this one would not have a slot in time",
+};
 pub const FIRST_BYTE_TIMEOUT: Failure =
     Failure { status: 504, label: "upstream_timeout", detail: "the upstream did not answer in time" };
 pub const TOTAL_TIMEOUT: Failure = Failure {

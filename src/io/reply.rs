@@ -3,7 +3,6 @@
 //! A task that gives up leaves its place behind until the reply comes, so that a lease or a slot that arrives too late is
 //! handed back and not lost.
 
-use crate::base::outcome::FetchKind;
 use crate::shard::message::{Reply, Token};
 use slab::Slab;
 use std::cell::RefCell;
@@ -16,7 +15,7 @@ pub enum Leftover {
     /// A lease in it is given up.
     Lease,
     /// A slot in it goes back.
-    Slot { upstream: u16, route: u16, kind: FetchKind },
+    Slot { upstream: u16 },
 }
 
 #[derive(Debug)]

@@ -21,6 +21,8 @@ pub struct Upstream {
     breaker: Option<RefCell<Breaker>>,
     /// The last failure that the breaker was told of was a disconnection.
     disconnected: Cell<bool>,
+    /// Until when the queue that refused a request last is worked off.
+    busy_until_mono_ms: Cell<u64>,
     /// What `tick` counts into.
     loads: RefCell<Vec<ServerLoad>>,
 }
@@ -34,6 +36,7 @@ impl Upstream {
             budget: RefCell::new(Budget::new(config.retry_budget, now_mono_ms)),
             breaker: config.breaker.map(|policy| RefCell::new(Breaker::new(policy))),
             disconnected: Cell::new(false),
+            busy_until_mono_ms: Cell::new(0),
             loads: RefCell::default(),
         }
     }
@@ -77,9 +80,15 @@ impl Upstream {
         if self.disconnected.get() { BREAKER_OPEN_UNREACHABLE } else { BREAKER_OPEN }
     }
 
-    /// How long clients should wait before they ask again, while the breaker is open.
+    /// A request was not let into the queue, in which it would have waited for so long.
+    pub fn refused(&self, wait_ms: u32, now_mono_ms: u64) {
+        self.busy_until_mono_ms.set(now_mono_ms + u64::from(wait_ms));
+    }
+
+    /// How long clients should wait before they ask again, while the breaker is open or the queue long.
     pub fn retry_after_ms(&self, now_mono_ms: u64) -> Option<u64> {
-        self.breaker.as_ref()?.borrow().opens_in_ms(now_mono_ms)
+        let opens_in_ms = self.breaker.as_ref().and_then(|breaker| breaker.borrow().opens_in_ms(now_mono_ms));
+        opens_in_ms.or_else(|| self.busy_until_mono_ms.get().checked_sub(now_mono_ms))
     }
 }
 

@@ -26,6 +26,39 @@ pub struct Asker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub u64);
 
+/// Names a slot at the home of its upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(pub u32);
+
+/// What a slot is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub route: u16,
+    pub kind: FetchKind,
+    /// As `service_time::shape_of` makes it.
+    pub shape: u32,
+}
+
+/// Why there is no slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The queue is full.
+    Full,
+    /// The wait would be longer than `queue_timeout`.
+    TooLong,
+    /// It was for the background, which may not have any.
+    NoBackground,
+    /// Whoever waited gave up.
+    Cancelled,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: RefusalReason,
+    /// How long the wait would have been.
+    pub wait_ms: u32,
+}
+
 /// Why a fetch brought nothing to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
@@ -99,9 +132,9 @@ pub enum Reply {
     /// The fetch that was waited for failed; `stale` may be served instead.
     Failed { failure: Failure, stale: Option<Arc<Object>> },
     /// A slot of an upstream is yours; give it back.
-    Slot,
-    /// The upstream's queue is full.
-    QueueFull,
+    Slot(SlotId),
+    /// There is no slot of the upstream for you.
+    NoSlot(Refusal),
 }
 
 #[derive(Debug)]
@@ -125,11 +158,11 @@ pub enum Message {
     /// To the owner: somebody said that this will be asked for.
     Warm { query: Arc<Query> },
     /// To the home of an upstream: a slot, please.
-    SlotAsk { upstream: u16, route: u16, kind: FetchKind, asker: Asker },
-    /// To the home of an upstream: I no longer wait. Answered with `QueueFull`, unless the slot was granted before.
+    SlotAsk { upstream: u16, wanted: Wanted, asker: Asker },
+    /// To the home of an upstream: I no longer wait. Answered with `NoSlot`, unless the slot was granted before.
     SlotCancel { upstream: u16, asker: Asker },
-    /// To the home of an upstream: here it is again.
-    SlotReturn { upstream: u16, route: u16, kind: FetchKind },
+    /// To the home of an upstream: here it is again; `answered` when the request came to a good end.
+    SlotReturn { upstream: u16, slot: SlotId, answered: bool },
 }
 
 /// What the world is asked to do.

@@ -1,130 +1,338 @@
 //! The slots of one upstream, kept by its home shard for all shards: how many requests it may have at once, and who is next.
 //!
-//! The rule: foreground before revalidation before refresh before warming; within a kind, first come first served, except that a
-//! request whose route has all of its own slots in use is passed over. Background kinds together never hold more than
-//! `background_max`. Every queue is bounded by `queue_max` in total.
-//! Invariants: `background_in_use <= background_max`; `in_use <= max`; a waiter is in at most one queue.
+//! The rule of fairness:
+//!
+//! 1. **Turn.** Whoever waits has a turn: the moment it came, plus [`limits::KIND_HEAD_START_MS`] for each kind that stands before its
+//!    own (foreground, revalidate, refresh, warm). The earliest turn that fits is served. So kinds go before one another, and yet
+//!    nobody is overtaken by who came more than that head start later: what waits ages, and nothing starves.
+//!    Turns of this form are the urgency numbers of Jackson, "Some problems in queueing with dynamic priorities" (1960).
+//! 2. **Share.** Background kinds together never hold more than their share, and none if it is zero.
+//! 3. **Route.** No route holds more than its own limit.
+//! 4. **Reserve.** Requests that are not known to be short never hold the last `reserve` slots together. Short is a shape whose
+//!    requests have been ([`super::service_time`]). This is assignment by size (Harchol-Balter, Crovella, Murta 1999): a short
+//!    request waits for short ones only.
+//! 5. **Probe.** Of a shape of which too little is known, one foreground request at a time may take a reserved slot, or nothing could
+//!    prove to be short while long ones hold the rest. Probes spend at most a tenth of the time, beyond [`PROBE_CREDIT_MS`] for a start;
+//!    so a flood of paths that nobody knows cannot use the reserve up.
+//! 6. **Shed.** Who could not have a slot within `queue_timeout`, by what is ahead and how long it takes, is told so at once. Clients,
+//!    and all background kinds, may each have `queue_max` waiting.
+//!
+//! A request that does not fit by 2 to 5 is passed over, and keeps its turn.
+//! Invariants: `background_in_use <= background_max` and `running <= max` when a slot is granted; a waiter is in the queue once.
 
-use super::message::Asker;
+use super::message::{Asker, Refusal, RefusalReason, SlotId, Wanted};
+use super::service_time::ServiceTimes;
+use crate::base::limits;
 use crate::base::outcome::FetchKind;
+use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+/// What probes may spend before they have earned anything.
+pub const PROBE_CREDIT_MS: i64 = 2_000;
+/// A probe earns a millisecond in so many.
+const PROBE_SHARE: i64 = 10;
+/// How often running requests are looked through for those that turn out to be long.
+const LOOK_MS: u64 = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotClaim {
-    Granted,
+    Granted(SlotId),
     Queued,
-    Full,
+    Refused(Refusal),
+}
+
+/// The bounds of one upstream.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Requests at once; `u32::MAX`: unlimited.
+    pub max: u32,
+    /// 0.0: the background has no slot. Else at least one.
+    pub background_share: f64,
+    /// And never more than this.
+    pub background_max: u32,
+    /// `None`: a quarter, at least one of several.
+    pub reserve: Option<u32>,
+    /// Of clients, and of the background.
+    pub queue_max: usize,
+    pub queue_timeout_ms: u64,
+    /// Of those routes that have a limit of their own.
+    pub route_max: HashMap<u16, u32>,
+}
+
+impl Policy {
+    /// Slots that the background may have.
+    #[must_use]
+    pub fn background(&self) -> u32 {
+        if self.background_share <= 0.0 {
+            return 0;
+        }
+        // The smallest part that a product of two exact numbers can be off by must not cost a slot.
+        let share = (f64::from(self.max) * self.background_share + 1e-6) as u32;
+        share.clamp(1, self.background_max)
+    }
+
+    /// Slots kept for short requests.
+    #[must_use]
+    pub fn reserve(&self) -> u32 {
+        let most = self.max.saturating_sub(1);
+        match self.reserve {
+            Some(reserve) => reserve.min(most),
+            None if self.max == u32::MAX => 0,
+            None => (self.max / 4).max(1).min(most),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    wanted: Wanted,
+    since_mono_ms: u64,
+    is_long: bool,
+    is_probe: bool,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    asker: Asker,
+    wanted: Wanted,
+    turn_ms: u64,
+}
+
+/// How a request fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    Short,
+    Long,
+    Probe,
 }
 
 #[derive(Debug)]
 pub struct Slots {
-    /// `u32::MAX`: unlimited.
-    max: u32,
-    background_max: u32,
-    queue_max: usize,
-    in_use: u32,
+    policy: Policy,
+    running: Slab<Running>,
+    long_in_use: u32,
     background_in_use: u32,
-    route_max: HashMap<u16, u32>,
+    probing: bool,
+    probe_credit_ms: i64,
+    credited_mono_ms: u64,
+    looked_mono_ms: u64,
     route_in_use: HashMap<u16, u32>,
-    queues: [VecDeque<(Asker, u16)>; FetchKind::ALL.len()],
+    /// By turn.
+    queue: VecDeque<Waiter>,
+    background_queued: usize,
+    times: ServiceTimes,
 }
 
 impl Slots {
-    /// `max`: `None` is unlimited. `background_max` is at least one, since nothing could be warmed with none.
     #[must_use]
-    pub fn new(max: Option<u32>, background_max: u32, queue_max: usize, route_max: HashMap<u16, u32>) -> Self {
-        assert!(background_max > 0, "the background needs a slot");
+    pub fn new(policy: Policy) -> Self {
         Self {
-            max: max.unwrap_or(u32::MAX),
-            background_max,
-            queue_max,
-            in_use: 0,
+            policy,
+            running: Slab::new(),
+            long_in_use: 0,
             background_in_use: 0,
-            route_max,
+            probing: false,
+            probe_credit_ms: PROBE_CREDIT_MS,
+            credited_mono_ms: 0,
+            looked_mono_ms: 0,
             route_in_use: HashMap::new(),
-            queues: Default::default(),
+            queue: VecDeque::new(),
+            background_queued: 0,
+            times: ServiceTimes::default(),
         }
     }
 
-    pub fn claim(&mut self, asker: Asker, route: u16, kind: FetchKind) -> SlotClaim {
-        // Nobody of the same or a higher kind may be overtaken, but one whose route is full may.
-        if self.fits(route, kind) && !self.somebody_before(kind) {
-            self.take(route, kind);
-            return SlotClaim::Granted;
+    pub fn claim(&mut self, asker: Asker, wanted: Wanted, now_mono_ms: u64) -> SlotClaim {
+        self.look(now_mono_ms);
+        let is_background = wanted.kind.is_background();
+        if is_background && self.background_max() == 0 {
+            return SlotClaim::Refused(Refusal { reason: RefusalReason::NoBackground, wait_ms: 0 });
         }
-        if self.queued() >= self.queue_max {
-            return SlotClaim::Full;
+        let turn_ms = now_mono_ms + wanted.kind as u64 * limits::KIND_HEAD_START_MS;
+        let place = self.queue.partition_point(|waiter| waiter.turn_ms <= turn_ms);
+        if let Some(seat) = self.fits(wanted)
+            && !self.queue.iter().take(place).any(|waiter| self.fits(waiter.wanted).is_some())
+        {
+            return SlotClaim::Granted(self.take(wanted, seat, now_mono_ms));
         }
-        self.queues[kind as usize].push_back((asker, route));
+        let wait_ms = self.expected_wait_ms(wanted, place, now_mono_ms);
+        let queued = if is_background { self.background_queued } else { self.queue.len() - self.background_queued };
+        if queued >= self.policy.queue_max {
+            return SlotClaim::Refused(Refusal { reason: RefusalReason::Full, wait_ms });
+        }
+        if place > 0 && u64::from(wait_ms) > self.policy.queue_timeout_ms {
+            return SlotClaim::Refused(Refusal { reason: RefusalReason::TooLong, wait_ms });
+        }
+        self.queue.insert(place, Waiter { asker, wanted, turn_ms });
+        self.background_queued += usize::from(is_background);
         SlotClaim::Queued
     }
 
-    /// Gives a slot back, and returns who gets one now.
-    pub fn release(&mut self, route: u16, kind: FetchKind) -> Vec<Asker> {
-        debug_assert!(self.in_use > 0, "a slot is returned once");
-        self.in_use = self.in_use.saturating_sub(1);
-        if kind.is_background() {
-            self.background_in_use = self.background_in_use.saturating_sub(1);
+    /// Gives a slot back, and returns who gets one now. `answered`: the time it was held is that of a request which came to a good
+    /// end.
+    pub fn release(&mut self, slot: SlotId, answered: bool, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
+        self.look(now_mono_ms);
+        let Some(ended) = self.running.try_remove(slot.0 as usize) else {
+            debug_assert!(false, "a slot is returned once");
+            return Vec::new();
+        };
+        let held_ms = now_mono_ms.saturating_sub(ended.since_mono_ms);
+        self.long_in_use -= u32::from(ended.is_long);
+        self.background_in_use -= u32::from(ended.wanted.kind.is_background());
+        if ended.is_probe {
+            self.probing = false;
+            self.probe_credit_ms -= held_ms as i64;
         }
-        if let Some(count) = self.route_in_use.get_mut(&route) {
+        if let Some(count) = self.route_in_use.get_mut(&ended.wanted.route) {
             *count = count.saturating_sub(1);
         }
-        self.next()
+        if answered {
+            self.times.learn(ended.wanted.shape, held_ms, now_mono_ms);
+        } else {
+            self.times.learn_at_least(ended.wanted.shape, held_ms, now_mono_ms);
+        }
+        self.poll(now_mono_ms)
     }
 
     /// Takes a waiter out of the queue; false when it is not there (any more).
     pub fn cancel(&mut self, asker: Asker) -> bool {
-        for queue in &mut self.queues {
-            if let Some(at) = queue.iter().position(|(waiting, _)| *waiting == asker) {
-                queue.remove(at);
-                return true;
-            }
-        }
-        false
+        let Some(at) = self.queue.iter().position(|waiter| waiter.asker == asker) else { return false };
+        self.leave(at);
+        true
     }
 
-    fn next(&mut self) -> Vec<Asker> {
-        let mut granted = Vec::new();
-        for kind in FetchKind::ALL {
-            let mut at = 0;
-            while let Some((asker, route)) = self.queues[kind as usize].get(at).copied() {
-                if self.fits(route, kind) {
-                    self.queues[kind as usize].remove(at);
-                    self.take(route, kind);
-                    granted.push(asker);
-                } else {
-                    at += 1;
+    fn leave(&mut self, at: usize) {
+        if let Some(waiter) = self.queue.remove(at) {
+            self.background_queued -= usize::from(waiter.wanted.kind.is_background());
+        }
+    }
+
+    /// Who gets a slot because time has passed or one was given back.
+    pub fn poll(&mut self, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
+        self.look(now_mono_ms);
+        let (mut granted, mut at) = (Vec::new(), 0);
+        while self.in_use() < self.max() {
+            let Some(&Waiter { asker, wanted, .. }) = self.queue.get(at) else { break };
+            match self.fits(wanted) {
+                Some(seat) => {
+                    self.leave(at);
+                    granted.push((asker, self.take(wanted, seat, now_mono_ms)));
                 }
+                None => at += 1,
             }
         }
         granted
     }
 
-    fn fits(&self, route: u16, kind: FetchKind) -> bool {
-        let route_full =
-            self.route_max.get(&route).is_some_and(|max| self.route_in_use.get(&route).copied().unwrap_or(0) >= *max);
-        self.in_use < self.max && !route_full && (!kind.is_background() || self.background_in_use < self.background_max)
-    }
-
-    fn somebody_before(&self, kind: FetchKind) -> bool {
-        FetchKind::ALL
-            .iter()
-            .filter(|other| **other <= kind)
-            .any(|other| self.queues[*other as usize].iter().any(|(_, route)| self.fits(*route, *other)))
-    }
-
-    fn take(&mut self, route: u16, kind: FetchKind) {
-        self.in_use += 1;
-        if kind.is_background() {
-            self.background_in_use += 1;
+    fn fits(&self, wanted: Wanted) -> Option<Seat> {
+        let of_route = || self.route_in_use.get(&wanted.route).copied().unwrap_or(0);
+        let is_full = self.in_use() >= self.max()
+            || (wanted.kind.is_background() && self.background_in_use >= self.background_max())
+            || self.policy.route_max.get(&wanted.route).is_some_and(|max| of_route() >= *max);
+        if is_full {
+            None
+        } else if self.times.is_short(wanted.shape) {
+            Some(Seat::Short)
+        } else if self.long_in_use < self.max() - self.reserve() {
+            Some(Seat::Long)
+        } else {
+            self.may_probe(wanted).then_some(Seat::Probe)
         }
-        *self.route_in_use.entry(route).or_default() += 1;
-        debug_assert!(self.in_use <= self.max && self.background_in_use <= self.background_max);
+    }
+
+    fn may_probe(&self, wanted: Wanted) -> bool {
+        wanted.kind == FetchKind::Foreground
+            && !self.probing
+            && self.probe_credit_ms > 0
+            && self.times.is_unsure(wanted.shape)
+            && !self.running.iter().any(|(_, running)| running.wanted.shape == wanted.shape)
+    }
+
+    fn take(&mut self, wanted: Wanted, seat: Seat, now_mono_ms: u64) -> SlotId {
+        self.background_in_use += u32::from(wanted.kind.is_background());
+        *self.route_in_use.entry(wanted.route).or_default() += 1;
+        let (is_long, is_probe) = (seat == Seat::Long, seat == Seat::Probe);
+        self.long_in_use += u32::from(is_long);
+        self.probing |= is_probe;
+        let at = self.running.insert(Running { wanted, since_mono_ms: now_mono_ms, is_long, is_probe });
+        debug_assert!(self.in_use() <= self.max() && self.background_in_use <= self.background_max());
+        SlotId(at as u32)
+    }
+
+    /// Finds out which running requests are long, and credits probes for the time that has passed.
+    fn look(&mut self, now_mono_ms: u64) {
+        if now_mono_ms < self.looked_mono_ms + LOOK_MS {
+            return;
+        }
+        let passed_ms = if self.looked_mono_ms == 0 { 0 } else { now_mono_ms - self.credited_mono_ms } as i64;
+        self.looked_mono_ms = now_mono_ms;
+        if passed_ms >= PROBE_SHARE || self.credited_mono_ms == 0 {
+            self.probe_credit_ms = (self.probe_credit_ms + passed_ms / PROBE_SHARE).min(PROBE_CREDIT_MS);
+            self.credited_mono_ms = now_mono_ms;
+        }
+        self.times.tick(now_mono_ms);
+        if self.reserve() == 0 {
+            return;
+        }
+        for (_, running) in self.running.iter_mut().filter(|(_, running)| !running.is_long) {
+            let held_ms = now_mono_ms.saturating_sub(running.since_mono_ms);
+            if held_ms as f32 > self.times.short_ms() {
+                running.is_long = true;
+                self.long_in_use += 1;
+            }
+        }
+        for (_, running) in self.running.iter() {
+            let held_ms = now_mono_ms.saturating_sub(running.since_mono_ms);
+            if self.times.expected_ms(running.wanted.shape).is_none() {
+                self.times.learn_at_least(running.wanted.shape, held_ms, now_mono_ms);
+            }
+        }
+    }
+
+    /// How long who stands behind the first `ahead` of the queue will wait: the time that those and the running ones still take, over
+    /// the slots that they share. For a short request also the time of short ones over the reserve, if that is less.
+    fn expected_wait_ms(&self, wanted: Wanted, ahead: usize, now_mono_ms: u64) -> u32 {
+        let wait_ms = |slots: u32, counts: &dyn Fn(Wanted) -> bool| {
+            let left_ms = |running: &Running| {
+                let held_ms = now_mono_ms.saturating_sub(running.since_mono_ms);
+                self.times.reckoned_ms(running.wanted.shape).saturating_sub(held_ms)
+            };
+            let running = self.running.iter().filter(|(_, running)| counts(running.wanted));
+            let running: u64 = running.map(|(_, running)| left_ms(running)).sum();
+            let queued = self.queue.iter().take(ahead).filter(|waiter| counts(waiter.wanted));
+            let queued: u64 = queued.map(|waiter| self.times.reckoned_ms(waiter.wanted.shape)).sum();
+            (running + queued) / u64::from(slots.max(1))
+        };
+        let reserve = self.reserve();
+        let is_short = self.times.is_short(wanted.shape);
+        let mut expected_ms = wait_ms(if is_short { self.max() } else { self.max() - reserve }, &|_| true);
+        if is_short && reserve > 0 {
+            expected_ms = expected_ms.min(wait_ms(reserve, &|other| self.times.is_short(other.shape)));
+        }
+        if let Some(max) = self.policy.route_max.get(&wanted.route) {
+            expected_ms = expected_ms.max(wait_ms(*max, &|other| other.route == wanted.route));
+        }
+        if wanted.kind.is_background() {
+            expected_ms = expected_ms.max(wait_ms(self.background_max(), &|other| other.kind.is_background()));
+        }
+        u32::try_from(expected_ms).unwrap_or(u32::MAX)
+    }
+
+    fn max(&self) -> u32 {
+        self.policy.max
+    }
+
+    fn reserve(&self) -> u32 {
+        self.policy.reserve()
+    }
+
+    fn background_max(&self) -> u32 {
+        self.policy.background()
     }
 
     #[must_use]
     pub fn in_use(&self) -> u32 {
-        self.in_use
+        self.running.len() as u32
     }
 
     /// Routes that had a slot before, and how many each holds.
@@ -134,72 +342,10 @@ impl Slots {
 
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum()
+        self.queue.len()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::message::Token;
-    use super::*;
-    use FetchKind::{Foreground, Refresh, Revalidate, Warm};
-
-    fn asker(slot: u32) -> Asker {
-        Asker { shard: 0, token: Token { slot, generation: 0 } }
-    }
-
-    fn slots(max: Option<u32>, background_max: u32) -> Slots {
-        Slots::new(max, background_max, 16, HashMap::new())
-    }
-
-    #[test]
-    fn background_never_takes_more_than_its_share() {
-        let mut slots = slots(Some(4), 2);
-        let claims: Vec<_> = (0..4).map(|i| slots.claim(asker(i), 0, Warm)).collect();
-        assert_eq!(claims, [SlotClaim::Granted, SlotClaim::Granted, SlotClaim::Queued, SlotClaim::Queued]);
-        assert_eq!(slots.claim(asker(9), 0, Foreground), SlotClaim::Granted, "the rest is the foreground's");
-        assert_eq!(slots.claim(asker(10), 0, Foreground), SlotClaim::Granted);
-        assert_eq!(slots.claim(asker(11), 0, Foreground), SlotClaim::Queued);
-    }
-
-    #[test]
-    fn the_order_is_foreground_revalidate_refresh_warm() {
-        let mut slots = slots(Some(1), 1);
-        assert_eq!(slots.claim(asker(0), 0, Foreground), SlotClaim::Granted);
-        for (slot, kind) in [(1, Warm), (2, Refresh), (3, Revalidate), (4, Foreground)] {
-            assert_eq!(slots.claim(asker(slot), 0, kind), SlotClaim::Queued);
-        }
-        let order: Vec<_> = [Foreground, Foreground, Revalidate, Refresh]
-            .into_iter()
-            .map(|held| slots.release(0, held)[0].token.slot)
-            .collect();
-        assert_eq!(order, [4, 3, 2, 1]);
-        assert!(slots.release(0, Warm).is_empty());
-        assert_eq!(slots.in_use(), 0);
-    }
-
-    #[test]
-    fn a_route_at_its_limit_is_passed_over() {
-        let mut slots = Slots::new(Some(4), 2, 16, HashMap::from([(7, 1)]));
-        assert_eq!(slots.claim(asker(0), 7, Foreground), SlotClaim::Granted);
-        assert_eq!(slots.claim(asker(1), 7, Foreground), SlotClaim::Queued);
-        assert_eq!(slots.claim(asker(2), 0, Foreground), SlotClaim::Granted, "another route goes past");
-        assert_eq!(slots.release(7, Foreground), [asker(1)]);
-    }
-
-    #[test]
-    fn a_full_queue_says_so_and_who_left_is_not_served() {
-        let mut slots = Slots::new(Some(1), 1, 1, HashMap::new());
-        assert_eq!(slots.claim(asker(0), 0, Foreground), SlotClaim::Granted);
-        assert_eq!(slots.claim(asker(1), 0, Foreground), SlotClaim::Queued);
-        assert_eq!(slots.claim(asker(2), 0, Foreground), SlotClaim::Full);
-        assert!(slots.cancel(asker(1)));
-        assert!(!slots.cancel(asker(1)));
-        assert!(slots.release(0, Foreground).is_empty());
-    }
-
-    #[test]
-    fn one_slot_still_lets_the_background_work() {
-        assert_eq!(slots(Some(1), 1).claim(asker(0), 0, Warm), SlotClaim::Granted);
-    }
-}
+#[path = "slots_tests.rs"]
+mod tests;

@@ -3,8 +3,12 @@
 
 use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
-use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
+use super::message::{
+    ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Refusal, RefusalReason, Reply,
+    SlotId, Token, Wanted,
+};
 use super::query::{Query, owner_of};
+use super::refresh::{Dropped, Refreshes};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
 use super::warm::Warm;
@@ -76,6 +80,7 @@ pub struct State {
     slots: HashMap<u16, Slots>,
     pub warm: Warm,
     hot: HotKeys,
+    refreshes: Refreshes,
     jitter: Jitter,
     purge_seq: u64,
     generation: u64,
@@ -134,6 +139,7 @@ impl State {
             replicas: Partition::new(if shards > 1 { memory_bytes / limits::REPLICAS_BYTES_SHARE } else { 0 }),
             leases: Leases::default(),
             slots,
+            refreshes: Refreshes::new(warm.in_flight_max()),
             warm,
             hot: HotKeys::default(),
             jitter: Jitter::new(seed.wrapping_add(me as u64 + 1)),
@@ -244,27 +250,28 @@ impl State {
         }
     }
 
-    /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `QueueFull`) follows.
-    pub fn slot_ask(&mut self, upstream: u16, route: u16, kind: FetchKind, token: Token) {
+    /// Asks the upstream's home for a slot; exactly one `Reply` (`Slot` or `NoSlot`) follows.
+    pub fn slot_ask(&mut self, upstream: u16, wanted: Wanted, token: Token, now: Now) {
         let asker = Asker { shard: self.me, token };
-        self.ask_home(upstream, Message::SlotAsk { upstream, route, kind, asker });
+        self.ask_home(upstream, Message::SlotAsk { upstream, wanted, asker }, now);
     }
 
-    /// Gives up waiting for a slot. A reply still follows: `QueueFull`, or `Slot` when it was under way already, which must then
+    /// Gives up waiting for a slot. A reply still follows: `NoSlot`, or `Slot` when it was under way already, which must then
     /// be answered with `slot_return`.
-    pub fn slot_cancel(&mut self, upstream: u16, token: Token) {
+    pub fn slot_cancel(&mut self, upstream: u16, token: Token, now: Now) {
         let asker = Asker { shard: self.me, token };
-        self.ask_home(upstream, Message::SlotCancel { upstream, asker });
+        self.ask_home(upstream, Message::SlotCancel { upstream, asker }, now);
     }
 
-    pub fn slot_return(&mut self, upstream: u16, route: u16, kind: FetchKind) {
-        self.ask_home(upstream, Message::SlotReturn { upstream, route, kind });
+    /// `answered`: the request came to a good end, so how long it took is its service time.
+    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, answered: bool, now: Now) {
+        self.ask_home(upstream, Message::SlotReturn { upstream, slot, answered }, now);
     }
 
-    fn ask_home(&mut self, upstream: u16, message: Message) {
+    fn ask_home(&mut self, upstream: u16, message: Message, now: Now) {
         let home = home_of(upstream, self.shards);
         if home == self.me {
-            self.on_slot_message(message);
+            self.on_slot_message(message, now);
         } else {
             self.send(home, message);
         }
@@ -285,7 +292,7 @@ impl State {
             Message::Hits { hash, key, count } => self.partition.add_hits(hash, &key, count),
             Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {
-                self.on_slot_message(message);
+                self.on_slot_message(message, now);
             }
         }
     }
@@ -334,8 +341,19 @@ impl State {
         stale: Option<Arc<Object>>,
         now: Now,
     ) -> Option<LeaseId> {
-        let lease_key = self.lease_key(query);
+        let may_work = self.warm.may_work(self.routes[query.route as usize].upstream);
+        if may_work { self.fetch_quietly(query, kind, stale, now) } else { None }
+    }
+
+    fn fetch_quietly(
+        &mut self,
+        query: &Arc<Query>,
+        kind: FetchKind,
+        stale: Option<Arc<Object>>,
+        now: Now,
+    ) -> Option<LeaseId> {
         let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
+        let lease_key = self.lease_key(query);
         let lease = self.leases.claim_quietly(&lease_key, query.key.len(), deadline, now.mono_ms)?;
         self.actions.push(Action::Fetch { query: Arc::clone(query), kind, lease, stale });
         Some(lease)
@@ -369,6 +387,7 @@ impl State {
     }
 
     fn on_done(&mut self, lease: LeaseId, outcome: FetchOutcome, now: Now) {
+        self.refreshes.ended(lease);
         let warm = self.warm.ended(lease);
         match outcome {
             FetchOutcome::Stored(object) => {
@@ -535,15 +554,18 @@ impl State {
     /// Fetches a key of this shard, fresh or not, unless it is being fetched.
     pub fn renew(&mut self, query: &Arc<Query>, now: Now) {
         debug_assert_eq!(owner_of(query.hash, self.shards), self.me, "by its owner");
-        self.background(query, FetchKind::Refresh, None, now);
+        // Not out of the background's share: see `io::shield`.
+        self.fetch_quietly(query, FetchKind::Refresh, None, now);
     }
 
     /// Everything that has come due. To be called every few tens of milliseconds.
     pub fn tick(&mut self, now: Now) {
+        self.tick_slots(now);
         self.tick_warm(now);
         self.tick_refresh(now);
         for lease in self.leases.overdue(now.mono_ms) {
             let warm = self.warm.ended(lease);
+            self.refreshes.ended(lease);
             self.warm_retry(warm, now);
             self.pass_on(lease, now);
         }
@@ -553,6 +575,7 @@ impl State {
     pub fn tick_slow(&mut self, now: Now) {
         self.leases.sweep(now.mono_ms);
         self.hot.expire(now.mono_ms);
+        self.refreshes.sweep(now.mono_ms);
         let shards = self.shards;
         let mut told = Vec::new();
         self.replicas.take_hits(|hash, key, count| told.push((hash, key.into(), count)));
@@ -613,14 +636,19 @@ impl State {
     /// that are never refreshed, and nothing is left behind by what goes.
     fn tick_refresh(&mut self, now: Now) {
         let (routes, mut due) = (&self.routes, Vec::new());
-        self.partition.sweep(limits::SWEEP_KEYS, limits::POPULAR_HITS_MIN, |stored| {
+        self.partition.sweep(limits::SWEEP_KEYS, limits::POPULAR_HITS_MIN, |stored, hits| {
             let is_due = is_refresh_due(stored, routes[stored.route as usize].refresh_ahead, now.mono_ms);
             if is_due {
-                due.push(Arc::clone(stored));
+                due.push((Arc::clone(stored), hits));
             }
             is_due
         });
-        for object in due {
+        for (object, hits) in due {
+            let upstream = self.routes[object.route as usize].upstream;
+            self.refreshes.offer(upstream, object, hits, now.mono_ms);
+        }
+        while let Some(object) = self.refreshes.next(now.mono_ms) {
+            let upstream = self.routes[object.route as usize].upstream;
             let Ok((buf, head)) = Query::reparse(object.request().into()) else { continue };
             let query = Arc::new(Query {
                 key: object.key().into(),
@@ -636,8 +664,8 @@ impl State {
             let current = self.partition.get(query.hash, &query.key, query.view());
             if current.is_some_and(|stored| stored.generation == object.generation) {
                 let due_mono_ms = refresh_due_mono_ms(&object, self.routes[object.route as usize].refresh_ahead);
-                let started = self.background(&query, FetchKind::Refresh, Some(object), now);
-                if started.is_some() {
+                if let Some(lease) = self.background(&query, FetchKind::Refresh, Some(object), now) {
+                    self.refreshes.started(upstream, lease);
                     self.note_late(FetchKind::Refresh, due_mono_ms, now);
                 }
             }
@@ -651,28 +679,39 @@ impl State {
         }
     }
 
-    fn on_slot_message(&mut self, message: Message) {
+    fn on_slot_message(&mut self, message: Message, now: Now) {
         match message {
-            Message::SlotAsk { upstream, route, kind, asker } => {
-                let claim = self.slots_of(upstream).claim(asker, route, kind);
-                match claim {
-                    SlotClaim::Granted => self.answer(asker, Reply::Slot),
+            Message::SlotAsk { upstream, wanted, asker } => {
+                match self.slots_of(upstream).claim(asker, wanted, now.mono_ms) {
+                    SlotClaim::Granted(slot) => self.answer(asker, Reply::Slot(slot)),
                     SlotClaim::Queued => {}
-                    SlotClaim::Full => self.answer(asker, Reply::QueueFull),
+                    SlotClaim::Refused(refusal) => self.answer(asker, Reply::NoSlot(refusal)),
                 }
             }
             Message::SlotCancel { upstream, asker } => {
                 if self.slots_of(upstream).cancel(asker) {
-                    self.answer(asker, Reply::QueueFull);
+                    let refusal = Refusal { reason: RefusalReason::Cancelled, wait_ms: 0 };
+                    self.answer(asker, Reply::NoSlot(refusal));
                 }
             }
-            Message::SlotReturn { upstream, route, kind } => {
-                for asker in self.slots_of(upstream).release(route, kind) {
-                    self.answer(asker, Reply::Slot);
-                }
+            Message::SlotReturn { upstream, slot, answered } => {
+                let granted = self.slots_of(upstream).release(slot, answered, now.mono_ms);
+                self.grant(granted);
             }
             _ => unreachable!("only slot messages come here"),
         }
+    }
+
+    fn grant(&mut self, granted: Vec<(Asker, SlotId)>) {
+        for (asker, slot) in granted {
+            self.answer(asker, Reply::Slot(slot));
+        }
+    }
+
+    /// Who waits may fit by now without a slot having come back.
+    fn tick_slots(&mut self, now: Now) {
+        let granted: Vec<_> = self.slots.values_mut().flat_map(|slots| slots.poll(now.mono_ms)).collect();
+        self.grant(granted);
     }
 
     fn slots_of(&mut self, upstream: u16) -> &mut Slots {
@@ -692,6 +731,12 @@ impl State {
     /// Routes and the slots that they hold, of the upstreams whose home is here.
     pub fn slot_holders(&self) -> impl Iterator<Item = (u16, u32)> {
         self.slots.values().flat_map(Slots::holders)
+    }
+
+    /// Refreshes that were due and were dropped, since the start.
+    #[must_use]
+    pub fn refreshes_dropped(&self) -> Dropped {
+        self.refreshes.dropped
     }
 
     #[must_use]

@@ -84,6 +84,18 @@ impl Warm {
         warm
     }
 
+    /// For each upstream.
+    #[must_use]
+    pub fn in_flight_max(&self) -> &[u32] {
+        &self.in_flight_max
+    }
+
+    /// Whether the background may do anything at this upstream.
+    #[must_use]
+    pub fn may_work(&self, upstream: u16) -> bool {
+        self.in_flight_max.get(upstream as usize).is_some_and(|max| *max > 0)
+    }
+
     fn schedule(&mut self, at: u32, due_mono_ms: u64) {
         self.entries[at as usize].due_mono_ms = due_mono_ms;
         self.due.add(due_mono_ms, (due_mono_ms, at));

@@ -12,7 +12,7 @@ use pilotlight::cache::vary::{self, Vary};
 use pilotlight::config::{Authorization, RouteCache};
 use pilotlight::http::head::{Method, ResponseHead};
 use pilotlight::http::parse::{self, Parsed};
-use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, Token};
+use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, SlotId, Token, Wanted};
 use pilotlight::shard::query::Query;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -70,7 +70,7 @@ pub struct Task {
     lease: Option<LeaseId>,
     stale: Option<Arc<Object>>,
     client: Option<usize>,
-    holds_slot: bool,
+    slot: Option<SlotId>,
     stage: Stage,
 }
 
@@ -95,7 +95,7 @@ impl World<'_> {
         let upstream = query.route;
         trace!(self, "fetch {id} on {shard}: {kind:?} of {} under {lease:?}", text(&query.key));
         let stage = Stage::Over;
-        self.tasks.push(Task { shard, query, url, kind, lease, stale, client, holds_slot: false, stage });
+        self.tasks.push(Task { shard, query, url, kind, lease, stale, client, slot: None, stage });
         if !self.healing && self.rng.percent(4) {
             let after_ms = self.rng.within(0, 100);
             self.push(after_ms, Event::Panic { task: id });
@@ -109,16 +109,18 @@ impl World<'_> {
         self.tasks[id].stage = Stage::WaitsForSlot(token);
         let within_ms = self.rng.within(20, 200);
         self.push(within_ms, Event::SlotTimeout { task: id });
-        self.with_state(shard, |state, _| state.slot_ask(upstream, upstream, kind, token));
+        // What a shape is does not matter here: URLs stand for them.
+        let wanted = Wanted { route: upstream, kind, shape: url as u32 };
+        self.with_state(shard, |state, now| state.slot_ask(upstream, wanted, token, now));
     }
 
     pub fn slot_reply(&mut self, id: usize, reply: Reply) {
         match reply {
-            Reply::Slot => {
-                self.tasks[id].holds_slot = true;
+            Reply::Slot(slot) => {
+                self.tasks[id].slot = Some(slot);
                 self.ask_origin(id);
             }
-            Reply::QueueFull => self.finish(id, FetchOutcome::Failed(FAULT)),
+            Reply::NoSlot(_) => self.finish(id, FetchOutcome::Failed(FAULT)),
             other => panic!("no answer to a question for a slot: {other:?}"),
         }
     }
@@ -128,7 +130,7 @@ impl World<'_> {
         let (shard, upstream) = (self.tasks[id].shard, self.tasks[id].query.route);
         trace!(self, "fetch {id} waits no longer for a slot");
         self.abandon(shard, token);
-        self.with_state(shard, |state, _| state.slot_cancel(upstream, token));
+        self.with_state(shard, |state, now| state.slot_cancel(upstream, token, now));
         self.finish(id, FetchOutcome::Failed(FAULT));
     }
 
@@ -274,7 +276,7 @@ impl World<'_> {
         let task = &mut self.tasks[id];
         task.stage = Stage::Over;
         let (shard, hash, lease, client) = (task.shard, task.query.hash, task.lease, task.client);
-        let is_handed_over = matches!(outcome, FetchOutcome::NotShareable) && client.is_some() && task.holds_slot;
+        let is_handed_over = matches!(outcome, FetchOutcome::NotShareable) && client.is_some() && task.slot.is_some();
         if is_handed_over {
             task.stage = Stage::HandedOver;
             let after_ms = self.rng.within(0, 50);
@@ -305,9 +307,10 @@ impl World<'_> {
 
     fn give_slot_back(&mut self, id: usize) {
         let task = &mut self.tasks[id];
-        if std::mem::take(&mut task.holds_slot) {
+        if let Some(slot) = task.slot.take() {
             let (shard, upstream, kind) = (task.shard, task.query.route, task.kind);
-            self.return_slot(shard, upstream, upstream, kind);
+            let answered = self.rng.percent(80);
+            self.return_slot(shard, (upstream, upstream, kind), slot, answered);
         }
     }
 

@@ -9,9 +9,9 @@ use crate::fetch::Task;
 use crate::rng::Rng;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::base::time::Now;
-use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, Token};
+use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, SlotId, Token};
 use pilotlight::shard::query::owner_of;
-use pilotlight::shard::slots::Slots;
+use pilotlight::shard::slots::{Policy, Slots};
 use pilotlight::shard::state::{RoutePolicy, State, home_of};
 use pilotlight::shard::warm::{self, Warm};
 use std::cmp::Reverse;
@@ -125,6 +125,7 @@ pub struct Bounds {
     pub max: Option<u32>,
     pub background: u32,
     pub route_max: Option<u32>,
+    pub reserve: Option<u32>,
 }
 
 pub struct World<'c> {
@@ -174,8 +175,9 @@ impl<'c> World<'c> {
                 max: Some(max),
                 background: rng.within(1, u64::from(max)) as u32,
                 route_max: rng.percent(25).then_some(1),
+                reserve: rng.percent(50).then(|| rng.within(0, u64::from(max) - 1) as u32),
             },
-            Bounds { max: None, background: rng.within(1, 3) as u32, route_max: None },
+            Bounds { max: None, background: rng.within(1, 3) as u32, route_max: None, reserve: None },
         ];
         // Few URLs, so that requests meet.
         let urls: Vec<usize> = (0..rng.within(2, 5)).map(|_| rng.below(catalogue.urls.len())).collect();
@@ -232,7 +234,16 @@ impl<'c> World<'c> {
             let slots = (0..UPSTREAMS).filter(home).map(|upstream| {
                 let bounds = self.bounds[upstream];
                 let route_max = bounds.route_max.map(|max| (upstream as u16, max)).into_iter().collect();
-                (upstream as u16, Slots::new(bounds.max, bounds.background, queue_max, route_max))
+                let policy = Policy {
+                    max: bounds.max.unwrap_or(u32::MAX),
+                    background_share: bounds.max.map_or(1.0, |max| f64::from(bounds.background) / f64::from(max)),
+                    background_max: bounds.background,
+                    reserve: bounds.reserve,
+                    queue_max,
+                    queue_timeout_ms: 200,
+                    route_max,
+                };
+                (upstream as u16, Slots::new(policy))
             });
             let slots = slots.collect();
             let seed = self.rng.next();
@@ -468,7 +479,7 @@ impl<'c> World<'c> {
             panic!("a second reply to {token:?} of shard {shard}: {reply:?}");
         };
         assert!(place.reply.is_none(), "a second reply to {token:?} of shard {shard}: {reply:?}");
-        if let (Reply::Slot, Leftover::Slot { upstream, route, kind }) = (&reply, place.leftover) {
+        if let (Reply::Slot(_), Leftover::Slot { upstream, route, kind }) = (&reply, place.leftover) {
             self.ledger.slot_taken(self.bounds[upstream as usize], upstream, route, kind);
         }
         if place.abandoned {
@@ -511,7 +522,9 @@ impl<'c> World<'c> {
             (Reply::Fetch { hash, lease, .. }, _) => {
                 self.end_lease(shard, hash, lease, FetchOutcome::Failed(ABANDONED));
             }
-            (Reply::Slot, Leftover::Slot { upstream, route, kind }) => self.return_slot(shard, upstream, route, kind),
+            (Reply::Slot(slot), Leftover::Slot { upstream, route, kind }) => {
+                self.return_slot(shard, (upstream, route, kind), slot, false);
+            }
             _ => {}
         }
     }
@@ -530,9 +543,15 @@ impl<'c> World<'c> {
         }
     }
 
-    pub fn return_slot(&mut self, shard: usize, upstream: u16, route: u16, kind: FetchKind) {
+    pub fn return_slot(
+        &mut self,
+        shard: usize,
+        (upstream, route, kind): (u16, u16, FetchKind),
+        slot: SlotId,
+        answered: bool,
+    ) {
         self.ledger.slot_returned(upstream, route, kind);
-        self.with_state(shard, |state, _| state.slot_return(upstream, route, kind));
+        self.with_state(shard, |state, now| state.slot_return(upstream, slot, answered, now));
     }
 
     pub fn waiting_places(&self) -> usize {

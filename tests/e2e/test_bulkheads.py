@@ -1,0 +1,94 @@
+"""Slots of an upstream: short requests beside long ones, the background's share, and what is told who cannot have one in time."""
+
+import threading
+import time
+
+from harness import Gateway, wait_until
+from slow_origin import Origin, Reply
+
+CONFIG = """
+[upstreams.app]
+servers         = ["{origin}"]
+max_concurrency = {slots}
+{upstream}
+
+[[routes]]
+path = "/"
+upstream = "app"
+
+[[routes]]
+path = "/keep/"
+upstream = "app"
+[routes.cache]
+ttl = "1s"
+stale_while_revalidate = "1h"
+"""
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def serve(origin, slots=4, upstream="", **more):
+    return Gateway(CONFIG, origin=origin.address, slots=slots, upstream=upstream, **more)
+
+
+def crowd(gateway, targets):
+    """Asks for all of them at once; the threads, and where the responses come."""
+    responses = []
+    threads = [threading.Thread(target=lambda t=t: responses.append(gateway.get(t, timeout=30))) for t in targets]
+    for thread in threads:
+        thread.start()
+    return threads, responses
+
+
+def test_light_calls_pass_a_cold_crowd_of_heavy_ones():
+    with Origin() as origin:
+        origin.on("/heavy/", lambda r: Reply("heavy", NO_STORE, delay=1.0))
+        origin.on("/light", Reply("light", NO_STORE))
+        with serve(origin) as gateway:
+            threads, _ = crowd(gateway, [f"/heavy/{n}" for n in range(8)])
+            wait_until(lambda: origin.inflight >= 3, 10, "the heavy ones")
+            slowest = 0.0
+            while any(thread.is_alive() for thread in threads):
+                response = gateway.get("/light")
+                assert response.text == "light"
+                slowest = max(slowest, response.elapsed)
+            assert slowest < 0.5, f"a light call took {slowest:.3f} s"
+
+
+def test_without_a_reserve_they_wait():
+    with Origin() as origin:
+        origin.on("/heavy/", lambda r: Reply("heavy", NO_STORE, delay=1.0))
+        origin.on("/light", Reply("light", NO_STORE))
+        with serve(origin, upstream="reserve = 0") as gateway:
+            threads, _ = crowd(gateway, [f"/heavy/{n}" for n in range(8)])
+            wait_until(lambda: origin.inflight == 4, 10, "the heavy ones")
+            assert gateway.get("/light").elapsed > 0.5
+            for thread in threads:
+                thread.join()
+
+
+def test_a_share_of_nothing_means_no_background_work():
+    with Origin() as origin:
+        origin.on("/keep/", lambda r: Reply(f"{r.target}"))
+        with serve(origin, upstream="background_share = 0") as gateway:
+            gateway.get("/keep/1")
+            time.sleep(1.2)
+            for _ in range(10):
+                assert "hit" in gateway.get("/keep/1").get("cache-status")
+                time.sleep(0.05)
+        assert origin.count("/keep/1") == 1, "the stale one is served, and nothing is fetched behind it"
+
+
+def test_who_cannot_have_a_slot_in_time_is_told_when_to_come_back():
+    with Origin() as origin:
+        origin.on("/heavy/", lambda r: Reply("heavy", NO_STORE, delay=1.0))
+        with serve(origin, slots=1, upstream='queue_timeout = "2500ms"') as gateway:
+            gateway.get("/heavy/0")
+            threads, _ = crowd(gateway, [f"/heavy/{n}" for n in range(1, 4)])
+            wait_until(lambda: gateway.metrics().sum("pilotlight_upstream_queue") == 2, 10, "the queue")
+            response = gateway.get("/heavy/9")
+            assert (response.status, response.json()["error"]) == (503, "upstream_overloaded")
+            assert response.elapsed < 0.5, "at once"
+            assert 2 <= int(response.get("retry-after")) <= 4
+            for thread in threads:
+                thread.join()
