@@ -1,16 +1,18 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
 use crate::base::limits;
-use crate::config::{Addr, Authorization, Config, Endpoint, WarmList};
-use crate::control::link::{Acks, Command, ShardShared, Shards};
+use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
+use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
+use crate::control::reload::{Planned, Renew};
 use crate::control::{Control, Ended};
 use crate::http::hops;
 use crate::io::core::Common;
 use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
+use crate::io::setup::Setup;
 use crate::route::table::Table;
 use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::Slots;
@@ -35,6 +37,10 @@ pub enum BootError {
         "the system allows {allowed} open files, and at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE)"
     )]
     Descriptors { allowed: u64, needed: u64 },
+    #[error(
+        "{count} warm lists, but a process that began with few has room for {room}: `pilotlight upgrade` makes room"
+    )]
+    WarmLists { count: usize, room: usize },
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
 }
@@ -59,23 +65,83 @@ impl Shards for Lanes {
     }
 }
 
+/// Reads the configuration again, from where it came from.
+pub type Load = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Makes new configurations ready for the shards.
+struct Renewal {
+    load: Load,
+    /// What the shards began with: what is not configured stays the same.
+    first: Arc<Common>,
+}
+
+impl Renew for Renewal {
+    fn load(&self) -> Result<Config, String> {
+        (self.load)().map_err(|error| error.to_string())
+    }
+
+    fn plan(&self, old: &Config, new: &Arc<Config>, known: &[Vec<Endpoint>]) -> Result<Planned, String> {
+        self.setup(old, new, known).map_err(|error| error.to_string())
+    }
+}
+
+impl Renewal {
+    fn setup(&self, old: &Config, new: &Arc<Config>, known: &[Vec<Endpoint>]) -> Result<Planned, BootError> {
+        let shards = new.server.shards.len();
+        let room = self.first.shared[0].warm.len();
+        if new.warm.len() > room {
+            return Err(BootError::WarmLists { count: new.warm.len(), room });
+        }
+        let endpoints = resolve(new, known)?;
+        let first = &self.first;
+        let common = Arc::new(Common {
+            table: Table::without(&new.routes, |route| new.retired.routes.contains(&route)),
+            hasher: first.hasher.clone(),
+            cdn_loop: first.cdn_loop.clone(),
+            shared: Arc::clone(&first.shared),
+            acks: Arc::clone(&first.acks),
+            endpoints: endpoints.clone(),
+            connections_max: connections_max(new, shards)?,
+            clients: Arc::clone(&first.clients),
+            config: Arc::clone(new),
+        });
+        let listen: Vec<Addr> =
+            new.server.listen.iter().filter(|addr| !old.server.listen.contains(addr)).cloned().collect();
+        let setup = Setup {
+            routes: policies(&common),
+            routes_before: old.routes.len(),
+            slots: (0..shards).map(|me| slots(new, me, shards)).collect(),
+            warm: warm_entries(&common, shards)?,
+            background: new.upstreams.iter().map(background_max).collect(),
+            // Last, since nothing may fail once addresses are taken.
+            bound: listener::bind(&listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?,
+            listen,
+            common,
+        };
+        Ok(Planned { plan: Plan(Arc::new(setup)), endpoints })
+    }
+}
+
 /// Runs the gateway on this thread and one more for each shard, until it has drained.
 ///
 /// # Errors
 /// What the system refused, before anything is served.
-pub fn serve(config: Config) -> Result<Ended, BootError> {
+pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     let config = Arc::new(config);
     let shards = config.server.shards.len();
     let recorder = Recorder::new();
     // Fails only when another recorder is installed, which then keeps the metrics.
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
-    let endpoints = resolve(&config)?;
+    let endpoints = resolve(&config, &[])?;
     let admin =
         Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
     let bound =
         listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
-    let shared: Arc<[ShardShared]> = (0..shards).map(|_| ShardShared::new(config.warm.len())).collect();
+    let shared: Arc<[ShardShared]> = {
+        let room = config.warm.len().max(limits::WARM_LISTS_MIN);
+        (0..shards).map(|_| ShardShared::new(room)).collect()
+    };
     let acks = Arc::new(Acks::new(shards)?);
     let common = Arc::new(Common {
         table: Table::new(&config.routes),
@@ -103,7 +169,6 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         };
         spawn(start)?;
     }
-    let listen = config.server.listen.clone();
     let control = Control {
         listener: admin,
         shards: Arc::new(Lanes { lanes, shared }),
@@ -111,12 +176,13 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         recorder,
         config,
         endpoints,
-        on_drain: Box::new(|| tracing::info!("draining")),
+        on_drain: Box::new(|| ()),
+        renew: Arc::new(Renewal { load, first: common }),
         signals: true,
     };
-    let ended = control.run();
+    let (ended, listen) = control.run()?;
     listener::remove_files(&listen);
-    Ok(ended?)
+    Ok(ended)
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {
@@ -176,7 +242,8 @@ fn raise_descriptors() -> u64 {
 }
 
 /// The addresses of every server. A name that cannot be resolved now is an error: later it would only be tried again.
-fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
+/// `known`: where servers were found before, and whether they were up.
+fn resolve(config: &Config, known: &[Vec<Endpoint>]) -> Result<Vec<Vec<Endpoint>>, BootError> {
     let one = |upstream: &str, server: usize, addr: &Addr| -> Result<Vec<Endpoint>, BootError> {
         let endpoint = |addr: Addr| Endpoint { server: server as u16, addr, up: true };
         let Addr::Name(host, port) = addr else { return Ok(vec![endpoint(addr.clone())]) };
@@ -189,10 +256,20 @@ fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
         found.dedup();
         Ok(found)
     };
-    let all = config.upstreams.iter().map(|upstream| {
+    let all = config.upstreams.iter().enumerate().map(|(number, upstream)| {
+        let known = known.get(number).map_or(&[][..], Vec::as_slice);
+        if config.retired.upstreams.contains(&number) {
+            return Ok(known.to_vec());
+        }
         let servers = upstream.servers.iter().enumerate();
         let servers: Result<Vec<_>, _> = servers.map(|(at, addr)| one(&upstream.name, at, addr)).collect();
-        Ok(servers?.concat())
+        let mut endpoints = servers?.concat();
+        if upstream.health_check.is_some() {
+            for endpoint in &mut endpoints {
+                endpoint.up = known.iter().find(|known| known.addr == endpoint.addr).is_none_or(|known| known.up);
+            }
+        }
+        Ok(endpoints)
     });
     all.collect()
 }
@@ -201,7 +278,7 @@ type MakeState = Box<dyn FnOnce() -> State + Send>;
 
 fn states(common: &Common, shards: usize) -> Result<Vec<MakeState>, BootError> {
     let config = &common.config;
-    let routes: Arc<[RoutePolicy]> = (0..config.routes.len()).map(|route| policy(common, route)).collect();
+    let routes = policies(common);
     let entries = warm_entries(common, shards)?;
     let background: Vec<u32> = config.upstreams.iter().map(background_max).collect();
     let memory = config.cache.memory / shards as u64;
@@ -215,6 +292,10 @@ fn states(common: &Common, shards: usize) -> Result<Vec<MakeState>, BootError> {
         make
     });
     Ok(states.collect())
+}
+
+fn policies(common: &Common) -> Arc<[RoutePolicy]> {
+    (0..common.config.routes.len()).map(|route| policy(common, route)).collect()
 }
 
 fn policy(common: &Common, route: usize) -> RoutePolicy {

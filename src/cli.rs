@@ -56,6 +56,10 @@ pub enum Command {
     Warm(WarmArgs),
     /// Show how a running gateway is doing
     Status(StatusArgs),
+    /// Have a running gateway read its configuration again
+    ///
+    /// Returns once every shard serves by the new one; on any mistake the old one stays in force, and the exit code is 2.
+    Reload(ReloadArgs),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -134,6 +138,12 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    pub admin: AdminArg,
+}
+
 /// Reads the command line. Help and version end the process with 0, a mistake with 1.
 pub fn parse() -> Command {
     match Cli::try_parse() {
@@ -198,6 +208,7 @@ mod tests {
             "warm a b",
             "warm -",
             "status --json",
+            "reload --admin :1",
         ] {
             assert!(parsed(&format!("pilotlight {line}")).is_ok(), "{line}");
         }

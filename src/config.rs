@@ -6,6 +6,7 @@ pub mod error;
 pub mod expand;
 pub mod file;
 pub mod load;
+pub mod merge;
 pub mod print;
 pub mod routes;
 pub mod shards;
@@ -15,7 +16,7 @@ pub mod units;
 pub mod upstreams;
 pub mod warm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,6 +64,14 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
     pub warm: Vec<WarmList>,
+    pub retired: Retired,
+}
+
+/// What a reload took out. It keeps its number, because requests and stored responses may still name it; no new request gets there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub upstreams: BTreeSet<usize>,
+    pub routes: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -11,6 +11,7 @@ pub mod link;
 pub mod listener;
 mod process;
 pub mod recorder;
+pub mod reload;
 mod scrape;
 mod servers;
 mod status;
@@ -19,7 +20,7 @@ mod strict;
 pub mod url;
 pub mod watchdog;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -31,11 +32,15 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::{Config, Endpoint};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::base::current::Current;
+use crate::config::{Addr, Config, Endpoint};
 use dispatch::Doorbell;
 use link::{Acks, ShardShared, Shards};
 use listener::Listener;
 use recorder::Recorder;
+use reload::Renew;
 use servers::Servers;
 use watchdog::{Finding, Watchdog};
 
@@ -58,7 +63,9 @@ pub struct Control {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Called once, on the control thread, when draining begins; the shards get `Command::Drain` besides.
     pub on_drain: Box<dyn Fn() + Send>,
-    /// Whether to take SIGTERM and SIGINT.
+    /// Where new configurations come from.
+    pub renew: Arc<dyn Renew>,
+    /// Whether to take SIGTERM, SIGINT and SIGHUP.
     pub signals: bool,
 }
 
@@ -80,8 +87,14 @@ struct State {
     shards: Arc<dyn Shards>,
     doorbell: Doorbell,
     recorder: Recorder,
-    config: Arc<Config>,
-    servers: Rc<Servers>,
+    /// What the shards have, as far as they took their mail.
+    config: Current<Config>,
+    servers: Current<Rc<Servers>>,
+    renew: Arc<dyn Renew>,
+    /// Of the configuration; 1 is the first.
+    generation: Cell<u64>,
+    /// Why the last reload failed, if it did.
+    reload_error: RefCell<Option<String>>,
     started_mono_ms: u64,
     started_unix_secs: f64,
     draining: Cell<bool>,
@@ -107,46 +120,55 @@ impl State {
 }
 
 impl Control {
-    /// Runs on the calling thread until the program should end.
-    pub fn run(self) -> io::Result<Ended> {
+    /// Runs on the calling thread until the program should end; says how it did, and what was listened on last.
+    pub fn run(self) -> io::Result<(Ended, Vec<Addr>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, self.until_end())
     }
 
-    async fn until_end(self) -> io::Result<Ended> {
+    async fn until_end(self) -> io::Result<(Ended, Vec<Addr>)> {
         assert_eq!(self.shards.count(), self.shards.shared().len(), "each shard shares its numbers");
-        let mut signals = Signals::new(self.signals)?;
-        let drain_timeout = self.config.server.drain_timeout;
+        let mut signals = Signals::new(self.signals, &[SIGTERM, SIGINT])?;
+        let hangup = Signals::new(self.signals, &[SIGHUP])?;
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            servers: Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints)),
+            servers: Current::new(Arc::new(Rc::new(Servers::new(
+                self.shards.clone(),
+                self.config.clone(),
+                self.endpoints,
+            )))),
+            renew: self.renew,
+            generation: Cell::new(1),
+            reload_error: RefCell::new(None),
             shards: self.shards,
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
-            config: self.config,
+            config: Current::new(self.config),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watch(state.clone()));
+        tokio::task::spawn_local(hangups(state.clone(), hangup));
         state.servers.spawn(Rc::new(servers::System));
         tokio::select! {
             failed = admin::serve(self.listener, state.clone()) => match failed? {},
-            ended = life(&state, &mut signals, self.on_drain, drain_timeout) => Ok(ended),
+            ended = life(&state, &mut signals, self.on_drain) => Ok((ended, state.config.server.listen.clone())),
         }
     }
 }
 
 /// Waits for the wish to end, then for the end.
-async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, drain_timeout: Duration) -> Ended {
+async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>) -> Ended {
     tokio::select! {
         () = signals.next() => {}
         () = state.drain_requested.notified() => {}
         () = all_ended(state) => return Ended::ShardsGone,
     }
+    let drain_timeout = state.config.server.drain_timeout;
     tracing::info!(timeout = ?drain_timeout, "draining");
     state.draining.set(true);
     on_drain();
@@ -166,18 +188,27 @@ async fn all_ended(state: &State) {
     }
 }
 
-/// SIGTERM and SIGINT, as bytes through a socket: the handler itself does nothing else.
+/// SIGHUP asks for a reload. What came of it is in the log.
+async fn hangups(state: Rc<State>, mut signals: Signals) {
+    loop {
+        signals.next().await;
+        let _ = reload::reload(&state).await;
+    }
+}
+
+/// Signals, as bytes through a socket: the handler itself does nothing else.
 struct Signals(Option<tokio::net::UnixStream>);
 
 impl Signals {
-    fn new(wanted: bool) -> io::Result<Self> {
+    fn new(wanted: bool, numbers: &[i32]) -> io::Result<Self> {
         if !wanted {
             return Ok(Self(None));
         }
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write.try_clone()?)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write)?;
+        for number in numbers {
+            signal_hook::low_level::pipe::register(*number, write.try_clone()?)?;
+        }
         Ok(Self(Some(tokio::net::UnixStream::from_std(read)?)))
     }
 

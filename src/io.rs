@@ -19,6 +19,7 @@ pub mod pool;
 pub mod reply;
 pub mod runtime;
 pub mod serve;
+pub mod setup;
 pub mod spin;
 pub mod stream;
 pub mod tunnel;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{EXIT_REFUSED, EXIT_USAGE, PurgeArgs, StatusArgs, WarmArgs};
+use super::{EXIT_REFUSED, EXIT_USAGE, PurgeArgs, ReloadArgs, StatusArgs, WarmArgs};
 use crate::config::Addr;
 use crate::config::addr::parse_connect;
 
@@ -72,6 +72,12 @@ pub fn warm(args: &WarmArgs) -> Result<String, AskError> {
 pub fn status(args: &StatusArgs) -> Result<String, AskError> {
     let answer = ask(&args.admin.admin, "GET", "/status", b"")?;
     Ok(if args.json { answer } else { pretty(&answer) })
+}
+
+/// `pilotlight reload`: what to print.
+pub fn reload(args: &ReloadArgs) -> Result<String, AskError> {
+    let answer = ask(&args.admin.admin, "POST", "/reload", b"")?;
+    Ok(pretty(&answer))
 }
 
 fn or_else(answer: &str, empty: &str) -> String {

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::dispatch::{self, DispatchError};
 use super::link::Selector;
 use super::listener::Listener;
-use super::{State, scrape, status, url};
+use super::{State, reload, scrape, status, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
 const CONNECTIONS_MAX: usize = 64;
@@ -87,7 +87,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
         "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
-        "/purge" | "/warm" | "/drain" => "POST",
+        "/purge" | "/warm" | "/drain" | "/reload" => "POST",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
     if !allowed.split(", ").any(|method| method == request.method()) {
@@ -119,9 +119,27 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
     match path {
         "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
         "/warm" => warm(state, request).await,
+        "/reload" => reload(state).await,
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
+        }
+    }
+}
+
+async fn reload(state: &State) -> Reply {
+    use reload::{ReloadError, Reloaded};
+    let done = |generation: u64, changed: bool| json!({ "generation": generation, "changed": changed });
+    match reload::reload(state).await {
+        Ok(Reloaded::Applied { generation }) => reply_json(StatusCode::OK, &done(generation, true)),
+        Ok(Reloaded::Unchanged { generation }) => reply_json(StatusCode::OK, &done(generation, false)),
+        Err(why) => {
+            let (code, label) = match &why {
+                ReloadError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "configuration_rejected"),
+                ReloadError::Busy | ReloadError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+                ReloadError::Unanswered(_) => (StatusCode::GATEWAY_TIMEOUT, "shards_unanswered"),
+            };
+            error(code, label, &why.to_string())
         }
     }
 }

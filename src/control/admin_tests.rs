@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::super::reload::{Planned, Renew};
 use super::*;
 use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
@@ -94,6 +95,18 @@ fn config() -> Config {
             cache: None,
         }],
         warm: vec![list],
+        retired: Default::default(),
+    }
+}
+
+struct NoRenewal;
+
+impl Renew for NoRenewal {
+    fn load(&self) -> Result<Config, String> {
+        Err("p.toml:1:1: made by the test".to_owned())
+    }
+    fn plan(&self, _: &Config, _: &Arc<Config>, _: &[Vec<crate::config::Endpoint>]) -> Result<Planned, String> {
+        unreachable!("nothing loads")
     }
 }
 
@@ -126,9 +139,10 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         config: Arc::new(config()),
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
+        renew: Arc::new(NoRenewal),
         signals,
     };
-    Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap()) }
+    Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap().0) }
 }
 
 impl Running {

@@ -2,6 +2,8 @@
 //! Nothing here locks, and a shard never waits for control.
 
 use crate::config::Endpoint;
+use std::any::Any;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,9 +60,31 @@ pub enum Command {
     Warm { id: u64, urls: Vec<(String, String)> },
     /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
     Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
+    /// Get to know what is new in a configuration, then `Acks::complete`.
+    Prepare { id: u64, plan: Plan },
+    /// Change over to a configuration that every shard is prepared for, then `Acks::complete`.
+    Switch { id: u64, plan: Plan },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
 }
+
+/// A configuration with all that shards need for it; what is in it is between `boot` and the shards.
+#[derive(Clone)]
+pub struct Plan(pub Arc<dyn Any + Send + Sync>);
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Plan")
+    }
+}
+
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Plan {}
 
 /// Which entries a purge means. Bytes, because targets need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -24,7 +24,11 @@ fn update(state: &State) {
             gauge!("pilotlight_warm_age_seconds", "list" => warm.list).set(age_secs);
         }
     }
+    gauge!("pilotlight_config_generation").set(state.generation.get() as f64);
     for (at, upstream) in state.config.upstreams.iter().enumerate() {
+        if state.config.retired.upstreams.contains(&at) {
+            continue;
+        }
         for (number, server) in upstream.servers.iter().enumerate() {
             let up = state.servers.addresses(at, number).iter().any(|(_, up)| *up);
             let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
@@ -41,6 +45,11 @@ fn update(state: &State) {
 
 fn describe() {
     describe_gauge!("pilotlight_build_info", "Always 1; the version is the label.");
+    super::reload::describe();
+    describe_gauge!(
+        "pilotlight_config_generation",
+        "Which configuration is in force: 1 at the start, one more with each reload."
+    );
     describe_gauge!("pilotlight_ready", "1 when /readyz says yes.");
     describe_gauge!("pilotlight_warm_entries", "Entries of the warm list.");
     describe_gauge!("pilotlight_warm_filled", "Entries of the warm list that were fetched at least once.");

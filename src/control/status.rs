@@ -22,6 +22,11 @@ pub(super) struct Status {
     #[serde(flatten)]
     readiness: Readiness,
     draining: bool,
+    /// Of the configuration; 1 is the one that the process began with.
+    config_generation: u64,
+    /// Why the last reload failed; none when it did not.
+    reload_error: Option<String>,
+    pid: u32,
     shards: Vec<ShardStatus>,
     upstreams: Vec<UpstreamStatus>,
     routes: Vec<RouteStatus>,
@@ -135,6 +140,9 @@ pub(super) fn status(state: &State) -> Status {
         uptime_secs: now_ms.saturating_sub(state.started_mono_ms) / 1000,
         readiness: readiness(state),
         draining: state.draining.get(),
+        config_generation: state.generation.get(),
+        reload_error: state.reload_error.borrow().clone(),
+        pid: std::process::id(),
         shards: state.shared().iter().enumerate().map(|(shard, shared)| shard_status(shard, shared, now_ms)).collect(),
         upstreams: upstreams(state),
         routes: routes(state),
@@ -170,6 +178,7 @@ fn upstreams(state: &State) -> Vec<UpstreamStatus> {
     let gauge = |name: &str, upstream: &str| state.recorder.value(name, &[("upstream", upstream)]).unwrap_or(0.0);
     let upstreams = state.config.upstreams.iter().enumerate();
     upstreams
+        .filter(|(at, _)| !state.config.retired.upstreams.contains(at))
         .map(|(at, upstream)| UpstreamStatus {
             servers: servers(state, at),
             name: upstream.name.clone(),
@@ -199,9 +208,10 @@ fn servers(state: &State, at: usize) -> Vec<ServerStatus> {
 }
 
 fn routes(state: &State) -> Vec<RouteStatus> {
-    let routes = state.config.routes.iter();
+    let routes = state.config.routes.iter().enumerate();
     routes
-        .map(|route| {
+        .filter(|(at, _)| !state.config.retired.routes.contains(at))
+        .map(|(_, route)| {
             let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
             let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
             RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms: ms(0.5), p99_ms: ms(0.99) }

@@ -5,14 +5,15 @@ use super::deadlines::Deadlines;
 use super::downstream;
 use super::fetch;
 use super::leaving::Leaving;
-use super::listener::{self, Family};
+use super::listener::{self, Listening};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
 use super::spin::Spin;
 use super::upstream::Upstream;
+use crate::base::current::Current;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
-use crate::config::{Addr, Config, Endpoint};
+use crate::config::{Addr, Authorization, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
@@ -21,15 +22,15 @@ use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, Tok
 use crate::shard::query::Query;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
+use elsa::FrozenVec;
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
-use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What all shards share, none of it ever written after the start but the atomics.
+/// What all shards share, none of it ever written but the atomics. A reload puts another one in its place.
 pub struct Common {
     pub config: Arc<Config>,
     pub table: Table,
@@ -38,12 +39,12 @@ pub struct Common {
     pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
-    /// The addresses of each upstream's servers at the start; later ones come as commands.
+    /// The addresses of each upstream's servers to start with; later ones come as commands.
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
-    pub clients: Box<[AtomicUsize]>,
+    pub clients: Arc<[AtomicUsize]>,
 }
 
 impl Common {
@@ -62,20 +63,21 @@ impl Common {
 pub struct Shard {
     pub id: usize,
     pub count: usize,
-    pub common: Arc<Common>,
+    pub common: Current<Common>,
     pub state: RefCell<State>,
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
     pub leaving: Leaving,
     pub spin: Spin,
-    pub upstreams: Vec<Upstream>,
-    pub telemetry: Telemetry,
+    /// By number, retired ones included.
+    pub upstreams: FrozenVec<Box<Upstream>>,
+    pub telemetry: Current<Telemetry>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
-    pub listeners: RefCell<Vec<(RawFd, Family)>>,
+    pub listeners: RefCell<Vec<Listening>>,
     unix_offset_ms: Cell<i64>,
     /// The date as last formatted, and for which second.
     date: RefCell<(u64, String)>,
@@ -84,7 +86,7 @@ pub struct Shard {
     heads: RefCell<Vec<RequestHead>>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
-    inflight: Vec<Cell<u32>>,
+    pub(super) inflight: FrozenVec<Box<Cell<u32>>>,
     counted: Cell<Counts>,
 }
 
@@ -96,16 +98,12 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
     pub fn new(id: usize, count: usize, common: Arc<Common>, state: State, outbox: Outbox) -> Self {
-        let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
-        let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-        let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
-        let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
-        let servers: Vec<Vec<String>> =
-            common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
-        let telemetry = telemetry.with_servers(&upstreams, &servers);
+        let telemetry = Current::new(Arc::new(telemetry(id, &common.config)));
+        let inflight = common.config.upstreams.iter().map(|_| Box::new(Cell::new(0))).collect();
         let now_mono_ms = clock::mono_ns() / 1_000_000;
         let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
-        let upstreams = upstreams.map(|(config, own)| Upstream::new(config, own.clone(), now_mono_ms)).collect();
+        let upstreams = upstreams.map(|(config, own)| Box::new(Upstream::new(config, own.clone(), now_mono_ms)));
+        let upstreams = upstreams.collect();
         let shard = Self {
             id,
             count,
@@ -129,7 +127,7 @@ impl Shard {
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
-            common,
+            common: Current::new(common),
         };
         shard.sync_clock();
         shard
@@ -231,10 +229,34 @@ impl Shard {
                 }
             }
             Action::Fetch { query, kind, lease, stale } => {
+                let query = match self.routed(query) {
+                    Ok(query) => query,
+                    Err(query) => return self.end_lease(query.hash, lease, FetchOutcome::NotShareable),
+                };
                 let shard = Rc::clone(self);
                 monoio::spawn(listener::catch(fetch::run(shard, query, kind, lease, stale, None)));
             }
         }
+    }
+
+    /// The query by the routes that hold now: what is stored or waiting may name one that a reload has changed. `Err`: there is no
+    /// route any more that keeps it.
+    fn routed(&self, mut query: Arc<Query>) -> Result<Arc<Query>, Arc<Query>> {
+        let common = &*self.common;
+        let found = common.table.find(&query.head.host, query.head.target.of(&query.buf));
+        if found == Some(query.route) {
+            return Ok(query);
+        }
+        let fits = |route: u16| {
+            let cache = common.config.routes[route as usize].cache.as_ref();
+            cache.is_some_and(|cache| query.per_credential == (cache.authorization == Authorization::PerCredential))
+        };
+        let Some(route) = found.filter(|route| fits(*route)) else { return Err(query) };
+        match Arc::get_mut(&mut query) {
+            Some(own) => own.route = route,
+            None => query = Arc::new(query.on_route(route).ok_or(query)?),
+        }
+        Ok(query)
     }
 
     /// Deals with a reply whose task has left.
@@ -308,6 +330,8 @@ impl Shard {
                 let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
                 self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
+            Command::Prepare { id, plan } => self.prepare(id, &plan),
+            Command::Switch { id, plan } => self.switch(id, &plan),
             Command::Drain => self.start_drain(),
         }
     }
@@ -325,11 +349,8 @@ impl Shard {
         if self.draining.replace(true) {
             return;
         }
-        listener::take_backlog(self);
+        listener::stop(self, true, |_| true);
         self.deadlines.hasten_idle(self.mono_ms() + downstream::DRAIN_IDLE_MS);
-        for (fd, _) in self.listeners.borrow().iter() {
-            super::deadlines::shutdown(*fd, libc::SHUT_RD);
-        }
     }
 
     /// A request to this upstream begins or ends.
@@ -341,13 +362,16 @@ impl Shard {
     /// Passes on what changed since the last time to telemetry.
     pub fn measure(&self) {
         let state = self.state.borrow();
-        let telemetry = &self.telemetry;
+        let telemetry = &*self.telemetry;
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
         let mut queued = vec![0; self.inflight.len()];
         for (upstream, _, waiting) in state.slot_use() {
-            queued[upstream as usize] = waiting as u32;
+            // Between the two steps of a reload the state knows more upstreams than this shard serves.
+            if let Some(queued) = queued.get_mut(upstream as usize) {
+                *queued = waiting as u32;
+            }
         }
         for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
             telemetry.upstream_load(upstream, running.get(), queued);
@@ -376,6 +400,17 @@ impl Shard {
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
     }
+}
+
+/// The handles for everything in a configuration. Those that were registered before come back the same.
+pub fn telemetry(shard: usize, config: &Config) -> Telemetry {
+    let routes: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
+    let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    let servers = config.upstreams.iter().map(|upstream| upstream.servers.iter().map(Addr::to_string).collect());
+    let servers: Vec<Vec<String>> = servers.collect();
+    Telemetry::register(shard, &routes, &upstreams)
+        .with_reject_reasons(&reject_reasons())
+        .with_servers(&upstreams, &servers)
 }
 
 /// Every reason for which a client is refused before its request has a route.

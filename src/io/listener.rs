@@ -6,6 +6,7 @@ use super::downstream::{self, Client};
 use super::mailbox::Parcel;
 use super::stream::Connected;
 use crate::config::Addr;
+use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::cell::Cell;
@@ -37,6 +38,24 @@ pub const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
 pub enum Bound {
     Tcp(std::net::TcpListener),
     Unix(StdUnixListener),
+}
+
+impl Bound {
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
+        })
+    }
+}
+
+/// A listener that a shard accepts on.
+pub struct Listening {
+    addr: Addr,
+    fd: RawFd,
+    family: Family,
+    canceller: Canceller,
+    stopped: Rc<Cell<bool>>,
 }
 
 /// Binds every address for every shard: `[shard][address]`.
@@ -128,52 +147,94 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts accepting.
+/// Starts accepting on what was bound for `addrs`, in their order.
 ///
 /// # Errors
 /// When the runtime refuses a listener.
-pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
-    for listener in bound {
-        match listener {
-            Bound::Tcp(listener) => {
-                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Tcp));
-                let listener = Rc::new(TcpListener::from_std(listener)?);
-                for _ in 0..ACCEPTS {
-                    monoio::spawn(accept_tcp(Rc::clone(shard), Rc::clone(&listener)));
-                }
-            }
-            Bound::Unix(listener) => {
-                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Unix));
-                let listener = Rc::new(UnixListener::from_std(listener)?);
-                for _ in 0..ACCEPTS {
-                    monoio::spawn(accept_unix(Rc::clone(shard), Rc::clone(&listener)));
-                }
-            }
-        }
+pub fn start(shard: &Rc<Shard>, addrs: &[Addr], bound: Vec<Bound>) -> io::Result<()> {
+    for (addr, listener) in addrs.iter().zip(bound) {
+        start_one(shard, addr, listener)?;
     }
     Ok(())
 }
 
-async fn accept_tcp(shard: Rc<Shard>, listener: Rc<TcpListener>) {
-    while !shard.draining.get() {
-        match listener.accept().await {
+fn start_one(shard: &Rc<Shard>, addr: &Addr, bound: Bound) -> io::Result<()> {
+    let (fd, family) = match &bound {
+        Bound::Tcp(listener) => (listener.as_raw_fd(), Family::Tcp),
+        Bound::Unix(listener) => (listener.as_raw_fd(), Family::Unix),
+    };
+    let (canceller, stopped) = (Canceller::new(), Rc::new(Cell::new(false)));
+    match bound {
+        Bound::Tcp(listener) => {
+            let listener = Rc::new(TcpListener::from_std(listener)?);
+            (0..ACCEPTS)
+                .for_each(|_| drop(monoio::spawn(accept_tcp(Door::new(shard, &listener, &canceller, &stopped)))));
+        }
+        Bound::Unix(listener) => {
+            let listener = Rc::new(UnixListener::from_std(listener)?);
+            (0..ACCEPTS)
+                .for_each(|_| drop(monoio::spawn(accept_unix(Door::new(shard, &listener, &canceller, &stopped)))));
+        }
+    }
+    shard.listeners.borrow_mut().push(Listening { addr: addr.clone(), fd, family, canceller, stopped });
+    Ok(())
+}
+
+/// Stops accepting on the listeners whose address `goes`. With `close` the address is given up, and what the kernel has completed on
+/// it is taken first; without it another process goes on accepting on the same sockets.
+pub fn stop(shard: &Rc<Shard>, close: bool, goes: impl Fn(&Addr) -> bool) {
+    let all = std::mem::take(&mut *shard.listeners.borrow_mut());
+    let (gone, kept) = all.into_iter().partition(|listening: &Listening| goes(&listening.addr));
+    *shard.listeners.borrow_mut() = kept;
+    for Listening { fd, family, canceller, stopped, .. } in gone {
+        stopped.set(true);
+        if close {
+            take_backlog(shard, fd, family);
+            super::deadlines::shutdown(fd, libc::SHUT_RD);
+        }
+        canceller.cancel();
+    }
+}
+
+/// One of the accepts in flight on a listener.
+struct Door<L> {
+    shard: Rc<Shard>,
+    accept: Rc<L>,
+    cancel: CancelHandle,
+    stopped: Rc<Cell<bool>>,
+}
+
+impl<L> Door<L> {
+    fn new(shard: &Rc<Shard>, accept: &Rc<L>, canceller: &Canceller, stopped: &Rc<Cell<bool>>) -> Self {
+        let (shard, accept, stopped) = (Rc::clone(shard), Rc::clone(accept), Rc::clone(stopped));
+        Self { shard, accept, cancel: canceller.handle(), stopped }
+    }
+}
+
+// An accept that is cancelled may have taken a connection all the same: it is served like any other.
+
+async fn accept_tcp(door: Door<TcpListener>) {
+    let shard = door.shard;
+    while !door.stopped.get() {
+        match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, peer)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Tcp),
                 None => admit(&shard, Connected::tcp(stream, peer)),
             },
-            Err(error) => pause(&shard, &error).await,
+            Err(error) => pause(&shard, &door.stopped, &error).await,
         }
     }
 }
 
-async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
-    while !shard.draining.get() {
-        match listener.accept().await {
+async fn accept_unix(door: Door<UnixListener>) {
+    let shard = door.shard;
+    while !door.stopped.get() {
+        match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, _)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
                 None => admit(&shard, Connected::unix(stream)),
             },
-            Err(error) => pause(&shard, &error).await,
+            Err(error) => pause(&shard, &door.stopped, &error).await,
         }
     }
 }
@@ -212,14 +273,11 @@ pub enum Family {
 }
 
 /// Takes the connections that the kernel has completed and nobody has accepted: closing the listener would reset them.
-pub fn take_backlog(shard: &Rc<Shard>) {
-    let listeners = shard.listeners.borrow().clone();
-    for (fd, family) in listeners {
-        while let Some(taken) = accept_now(fd) {
-            match connected(taken, family) {
-                Ok(connected) => admit(shard, connected),
-                Err(error) => tracing::warn!(shard = shard.id, %error, "a connection was lost while draining"),
-            }
+fn take_backlog(shard: &Rc<Shard>, listener: RawFd, family: Family) {
+    while let Some(taken) = accept_now(listener) {
+        match connected(taken, family) {
+            Ok(connected) => admit(shard, connected),
+            Err(error) => tracing::warn!(shard = shard.id, %error, "a connection was lost with its listener"),
         }
     }
 }
@@ -248,8 +306,8 @@ thread_local! {
     static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
 }
 
-async fn pause(shard: &Shard, error: &io::Error) {
-    if !shard.draining.get() {
+async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error) {
+    if !stopped.get() {
         // All accepts of a shard fail together, twenty times a second: the log is told once a second.
         let now = clock::mono_ns();
         if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {

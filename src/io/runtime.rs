@@ -117,7 +117,8 @@ async fn drive(start: Start) -> io::Result<()> {
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
-    listener::start(&shard, bound)?;
+    let addrs = shard.common.config.server.listen.clone();
+    listener::start(&shard, &addrs, bound)?;
     spin::start(&shard)?;
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
@@ -151,7 +152,6 @@ async fn deliver(shard: Rc<Shard>, mut inbox: Inbox, mut wire: UnixStream) {
 
 /// Everything that happens by the clock; ends when the shard has drained.
 async fn tick(shard: &Rc<Shard>) {
-    let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;
     let (mut slow_at_ms, mut look_at_ms) = (0, 0);
     let mut due_ns = clock::mono_ns();
     loop {
@@ -166,6 +166,7 @@ async fn tick(shard: &Rc<Shard>) {
         shard.with_state(|state| state.tick(now));
         if now.mono_ms >= look_at_ms {
             look_at_ms = now.mono_ms + LOOK_MS;
+            let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;
             shard.leaving.look(half_close_ms, now.mono_ms);
         }
         if now.mono_ms >= slow_at_ms {

@@ -76,6 +76,24 @@ impl Fleet {
         }
     }
 
+    /// Another configuration of the same upstream. Who is reached at the same address is the same server, wherever it stands in the
+    /// list now.
+    pub fn reconfigure(
+        &mut self,
+        endpoints: Vec<Endpoint>,
+        slow_start_ms: u64,
+        ejection: Option<Ejection>,
+        now_mono_ms: u64,
+    ) {
+        (self.slow_start_ms, self.ejection) = (slow_start_ms, ejection);
+        for member in &mut self.members {
+            if let Some(now) = endpoints.iter().find(|endpoint| endpoint.addr == member.endpoint.addr) {
+                member.endpoint.server = now.server;
+            }
+        }
+        self.update(endpoints, now_mono_ms);
+    }
+
     fn member(&mut self, endpoint: Endpoint, now_mono_ms: u64) -> Member {
         self.next_id += 1;
         let health = Health::new(now_mono_ms);

@@ -16,7 +16,7 @@ pub enum SlotClaim {
     Full,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Slots {
     /// `u32::MAX`: unlimited.
     max: u32,
@@ -44,6 +44,13 @@ impl Slots {
             route_in_use: HashMap::new(),
             queues: Default::default(),
         }
+    }
+
+    /// Takes over the limits of `new`; returns who gets a slot now. What is in use beyond them runs to its end.
+    pub fn reconfigure(&mut self, new: &Self) -> Vec<Asker> {
+        (self.max, self.background_max, self.queue_max) = (new.max, new.background_max, new.queue_max);
+        self.route_max.clone_from(&new.route_max);
+        self.next()
     }
 
     pub fn claim(&mut self, asker: Asker, route: u16, kind: FetchKind) -> SlotClaim {

@@ -6,7 +6,7 @@ use super::message::{ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, M
 use super::query::{Query, owner_of};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
-use super::warm::Warm;
+use super::warm::{self, Warm};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
@@ -146,6 +146,33 @@ impl State {
         } else {
             self.replicas.get(hash, key, request)
         }
+    }
+
+    /// Gets ready for a configuration that other shards may act on earlier: what is new in it is known, nothing else changes.
+    pub fn prepare(&mut self, routes: &[RoutePolicy], routes_before: usize, slots: &HashMap<u16, Slots>) {
+        let kept = self.routes.iter().take(routes_before);
+        self.routes = kept.chain(routes.iter().skip(routes_before)).copied().collect();
+        for (upstream, new) in slots {
+            self.slots.entry(*upstream).or_insert_with(|| new.clone());
+        }
+    }
+
+    /// This configuration holds from now on. What is stored stays, with the lifetime it was stored with.
+    pub fn reconfigure(
+        &mut self,
+        routes: Arc<[RoutePolicy]>,
+        slots: &HashMap<u16, Slots>,
+        warm: (Vec<warm::Entry>, Vec<u32>),
+        now: Now,
+    ) {
+        self.routes = routes;
+        for (upstream, new) in slots {
+            let own = self.slots.entry(*upstream).or_insert_with(|| new.clone());
+            for asker in own.reconfigure(new) {
+                self.answer(asker, Reply::Slot);
+            }
+        }
+        self.warm.replace(warm.0, warm.1, now.mono_ms);
     }
 
     /// A number no other object of this process has.

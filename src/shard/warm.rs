@@ -22,7 +22,7 @@ const REFRESH_MS_MIN: u64 = 250;
 /// When the lifetime is unknown or the answer was not cacheable.
 const UNKNOWN_MS: u64 = 60_000;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Entry {
     pub query: Arc<Query>,
     /// Index into the configured lists.
@@ -80,6 +80,29 @@ impl Warm {
             warm.schedule(at as u32, now_mono_ms);
         }
         warm
+    }
+
+    /// Other lists from now on. A key that was on a list before keeps its standing, and is not fetched again for this.
+    pub fn replace(&mut self, mut entries: Vec<Entry>, in_flight_max: Vec<u32>, now_mono_ms: u64) {
+        let old = std::mem::take(&mut self.entries);
+        let known: HashMap<&[u8], usize> = old.iter().enumerate().map(|(at, entry)| (&*entry.query.key, at)).collect();
+        let leases: HashMap<u32, LeaseId> = self.by_lease.iter().map(|(lease, at)| (*at, *lease)).collect();
+        let (mut by_lease, mut in_flight) = (HashMap::new(), HashMap::<u16, u32>::new());
+        for (at, entry) in entries.iter_mut().enumerate() {
+            entry.due_mono_ms = now_mono_ms;
+            let Some(before) = known.get(&*entry.query.key) else { continue };
+            let standing = &old[*before];
+            entry.fetched_mono_ms = standing.fetched_mono_ms;
+            entry.failures = standing.failures;
+            // Another policy may make it due sooner than what was planned under the old one.
+            if let Some(lease) = leases.get(&(*before as u32)).filter(|lease| !by_lease.contains_key(*lease)) {
+                entry.in_flight = true;
+                by_lease.insert(*lease, at as u32);
+                *in_flight.entry(entry.upstream).or_default() += 1;
+            }
+        }
+        *self = Self::new(entries, in_flight_max, now_mono_ms);
+        (self.by_lease, self.in_flight) = (by_lease, in_flight);
     }
 
     fn schedule(&mut self, at: u32, due_mono_ms: u64) {
