@@ -10,6 +10,7 @@ pub mod deadlines;
 pub mod downstream;
 pub mod exchange;
 pub mod fetch;
+pub mod hit;
 pub mod leaving;
 pub mod listener;
 pub mod mailbox;

@@ -145,6 +145,8 @@
 //! - **A client that leaves is noticed by peeking**, not by reading ahead: what it pipelined must not be pulled in while its response is
 //!   under way. It may have closed only its sending side, so it is given some time ([`io::leaving`]); streams without an end are the
 //!   exception.
+//! - **Hits read ahead**: the writing of one and the reading of what comes next, within the buffer of an idle connection, go to the
+//!   kernel together.
 //! - **New connections beyond the limit are closed**, rather than idle ones sacrificed: what is served goes on.
 //!
 //! # What is not there

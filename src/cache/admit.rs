@@ -79,7 +79,7 @@ fn bypass_reason(head: &RequestHead, view: FieldsView, cache: Option<&RouteCache
         return Some(BypassReason::NoHost);
     }
     // RFC 9111 §7.1: what the origin obeys and the key does not hold is how caches are poisoned.
-    if view.fields.iter().any(|f| REWRITES.contains(&f.id)) {
+    if REWRITES.iter().any(|id| view.has(*id)) {
         return Some(BypassReason::Unkeyed);
     }
     if names_another_host(view, &head.host) {

@@ -260,29 +260,36 @@ fn codings_of(name: &[u8], request: FieldsView) -> Option<u8> {
     if name != b"accept-encoding" {
         return None;
     }
-    let lines = request.fields.iter().filter(|f| f.name.of(request.buf).eq_ignore_ascii_case(name));
-    let members = lines.flat_map(|f| f.value.of(request.buf).split(|&b| b == b','));
-    members.map(<[u8]>::trim_ascii).filter(|m| !m.is_empty()).try_fold(0, |set, member| Some(set | coding_bit(member)?))
+    let mut set = 0;
+    for line in request.all(FieldId::AcceptEncoding) {
+        for member in line.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+            set |= coding_bit(member)?;
+        }
+    }
+    Some(set)
+}
+
+/// The bit of a coding's name.
+fn coding(name: &[u8]) -> Option<u8> {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        2 => is(b"br").then_some(1),
+        4 if is(b"gzip") => Some(2),
+        4 => is(b"zstd").then_some(4),
+        6 => is(b"x-gzip").then_some(2),
+        7 => is(b"deflate").then_some(8),
+        8 => is(b"identity").then_some(16),
+        _ => None,
+    }
 }
 
 /// RFC 9110 §12.5.3: 0 for a coding that is refused with `q=0`.
 fn coding_bit(member: &[u8]) -> Option<u8> {
+    if let Some(bit) = coding(member) {
+        return Some(bit);
+    }
     let mut parts = member.split(|&b| b == b';').map(<[u8]>::trim_ascii);
-    let coding = parts.next()?;
-    let is = |n: &str| coding.eq_ignore_ascii_case(n.as_bytes());
-    let bit = if is("br") {
-        1
-    } else if is("gzip") || is("x-gzip") {
-        2
-    } else if is("zstd") {
-        4
-    } else if is("deflate") {
-        8
-    } else if is("identity") {
-        16
-    } else {
-        return None;
-    };
+    let bit = coding(parts.next()?)?;
     let refused = match parts.next() {
         None => false,
         Some(weight) => is_zero_weight(weight)?,

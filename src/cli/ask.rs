@@ -112,7 +112,9 @@ fn ask(admin: &str, method: &str, target: &str, body: &[u8]) -> Result<String, A
     if (200..300).contains(&answer.status) {
         return Ok(text);
     }
-    let reason = text.lines().next().unwrap_or_default().trim().to_owned();
+    let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    let detail = json.as_ref().and_then(|answer| answer["detail"].as_str());
+    let reason = detail.unwrap_or_else(|| text.lines().next().unwrap_or_default().trim()).to_owned();
     Err(AskError::Refused { status: answer.status, reason })
 }
 

@@ -45,7 +45,7 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain => self.shared[shard].ended.store(true, Relaxed),
-            Command::Warm { .. } | Command::Servers { .. } => {}
+            Command::Warm { .. } | Command::Servers { .. } | Command::Prepare { .. } | Command::Switch { .. } => {}
         }
         true
     }

@@ -229,7 +229,7 @@ impl GaugeFn for GaugeCell {
 
 /// Histograms are given in seconds; what is not a duration counts as zero.
 fn whole_ns(secs: f64) -> u64 {
-    (secs * 1e9).round() as u64
+    (secs * 1e9 + 0.5) as u64
 }
 
 impl HistogramFn for HistogramCell {

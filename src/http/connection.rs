@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use super::fields::{FieldId, elements, is_hop_by_hop, survives_connection};
-use super::head::{Field, FieldsView};
+use super::head::{ANY_FIELD, Field, FieldsView};
 
 /// Most options in the Connection fields of one head: each is compared with every field.
 pub(super) const CONNECTION_OPTIONS_MAX: usize = 32;
@@ -61,7 +61,7 @@ impl Connection {
         for at in 0..fields.len() {
             let field = fields[at];
             // Connection itself is always kept, so all of its lines are somewhere in `fields` throughout.
-            if !is_named(FieldsView { buf, fields }, field) {
+            if !is_named(FieldsView { buf, fields, present: ANY_FIELD }, field) {
                 fields[kept] = field;
                 kept += 1;
             }

@@ -243,7 +243,11 @@ pub fn reason_phrase(status: u16) -> &'static str {
 }
 
 /// Appends a number in decimal.
+#[inline]
 pub fn append_u64(out: &mut Vec<u8>, n: u64) {
+    if n < 10 {
+        return out.push(b'0' + n as u8);
+    }
     out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
 }
 

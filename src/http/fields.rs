@@ -71,91 +71,148 @@ pub enum FieldId {
 }
 
 impl FieldId {
-    /// The known field of this name, whatever its case. Only names of the same length are compared.
+    /// The known field of this name, whatever its case. `name` is a token, or at least made of bytes of field values: of these, only
+    /// letters change with the bit that tells their case.
     #[must_use]
+    #[inline]
     pub fn of(name: &[u8]) -> Self {
-        let candidates: &[(&[u8], Self)] = match name.len() {
-            2 => &[(b"te", Self::Te)],
-            3 => &[(b"age", Self::Age), (b"via", Self::Via)],
-            4 => &[(b"date", Self::Date), (b"etag", Self::Etag), (b"host", Self::Host), (b"vary", Self::Vary)],
-            5 => &[(b"proxy", Self::Proxy), (b"range", Self::Range)],
-            6 => &[
-                (b"accept", Self::Accept),
-                (b"cookie", Self::Cookie),
-                (b"expect", Self::Expect),
-                (b"origin", Self::Origin),
-                (b"pragma", Self::Pragma),
-                (b"server", Self::Server),
-            ],
-            7 => &[
-                (b"expires", Self::Expires),
-                (b"trailer", Self::Trailer),
-                (b"upgrade", Self::Upgrade),
-                (b"warning", Self::Warning),
-            ],
-            8 => &[
-                (b"cdn-loop", Self::CdnLoop),
-                (b"if-match", Self::IfMatch),
-                (b"if-range", Self::IfRange),
-                (b"location", Self::Location),
-            ],
-            9 => &[
-                (b"cache-tag", Self::CacheTag),
-                (b"forwarded", Self::Forwarded),
-                (b"x-api-key", Self::XApiKey),
-                (b"x-real-ip", Self::XRealIp),
-            ],
-            10 => {
-                &[(b"connection", Self::Connection), (b"keep-alive", Self::KeepAlive), (b"set-cookie", Self::SetCookie)]
+        let [first, .., last] = *name else { return Self::Other };
+        let (known, id) = SLOTS[slot(name.len(), first, last, MULTIPLIER)];
+        if same_but_for_case(name, known) { id } else { Self::Other }
+    }
+
+    /// This field's place in a set.
+    #[must_use]
+    pub const fn bit(self) -> u64 {
+        1 << self as u8
+    }
+}
+
+const _: () = assert!(FieldId::Other as u8 == 63, "a set of fields is a u64");
+
+const KNOWN: [(&[u8], FieldId); FieldId::Other as usize] = [
+    (b"te", FieldId::Te),
+    (b"age", FieldId::Age),
+    (b"via", FieldId::Via),
+    (b"date", FieldId::Date),
+    (b"etag", FieldId::Etag),
+    (b"host", FieldId::Host),
+    (b"vary", FieldId::Vary),
+    (b"proxy", FieldId::Proxy),
+    (b"range", FieldId::Range),
+    (b"accept", FieldId::Accept),
+    (b"cookie", FieldId::Cookie),
+    (b"expect", FieldId::Expect),
+    (b"origin", FieldId::Origin),
+    (b"pragma", FieldId::Pragma),
+    (b"server", FieldId::Server),
+    (b"expires", FieldId::Expires),
+    (b"trailer", FieldId::Trailer),
+    (b"upgrade", FieldId::Upgrade),
+    (b"warning", FieldId::Warning),
+    (b"cdn-loop", FieldId::CdnLoop),
+    (b"if-match", FieldId::IfMatch),
+    (b"if-range", FieldId::IfRange),
+    (b"location", FieldId::Location),
+    (b"cache-tag", FieldId::CacheTag),
+    (b"forwarded", FieldId::Forwarded),
+    (b"x-api-key", FieldId::XApiKey),
+    (b"x-real-ip", FieldId::XRealIp),
+    (b"connection", FieldId::Connection),
+    (b"keep-alive", FieldId::KeepAlive),
+    (b"set-cookie", FieldId::SetCookie),
+    (b"remote-user", FieldId::RemoteUser),
+    (b"traceparent", FieldId::Traceparent),
+    (b"cache-status", FieldId::CacheStatus),
+    (b"content-type", FieldId::ContentType),
+    (b"max-forwards", FieldId::MaxForwards),
+    (b"x-request-id", FieldId::XRequestId),
+    (b"authorization", FieldId::Authorization),
+    (b"cache-control", FieldId::CacheControl),
+    (b"content-range", FieldId::ContentRange),
+    (b"if-none-match", FieldId::IfNoneMatch),
+    (b"last-modified", FieldId::LastModified),
+    (b"surrogate-key", FieldId::SurrogateKey),
+    (b"x-rewrite-url", FieldId::XRewriteUrl),
+    (b"content-length", FieldId::ContentLength),
+    (b"http2-settings", FieldId::Http2Settings),
+    (b"x-original-url", FieldId::XOriginalUrl),
+    (b"accept-encoding", FieldId::AcceptEncoding),
+    (b"accept-language", FieldId::AcceptLanguage),
+    (b"x-forwarded-for", FieldId::XForwardedFor),
+    (b"content-encoding", FieldId::ContentEncoding),
+    (b"content-location", FieldId::ContentLocation),
+    (b"proxy-connection", FieldId::ProxyConnection),
+    (b"x-forwarded-host", FieldId::XForwardedHost),
+    (b"cdn-cache-control", FieldId::CdnCacheControl),
+    (b"if-modified-since", FieldId::IfModifiedSince),
+    (b"transfer-encoding", FieldId::TransferEncoding),
+    (b"x-forwarded-proto", FieldId::XForwardedProto),
+    (b"proxy-authenticate", FieldId::ProxyAuthenticate),
+    (b"if-unmodified-since", FieldId::IfUnmodifiedSince),
+    (b"proxy-authorization", FieldId::ProxyAuthorization),
+    (b"x-http-method-override", FieldId::XHttpMethodOverride),
+    (b"pilotlight-cache-control", FieldId::PilotlightCacheControl),
+    (b"proxy-authentication-info", FieldId::ProxyAuthenticationInfo),
+];
+
+/// Where a name can stand: a perfect hash over its length and its ends, which tell all known names apart, so that one comparison
+/// decides. The multiplier is found by trying, when this is compiled.
+static SLOTS: [(&[u8], FieldId); SLOTS_LEN] = slots(MULTIPLIER);
+const SLOTS_LEN: usize = 512;
+const MULTIPLIER: u32 = multiplier();
+
+const fn slot(len: usize, first: u8, last: u8, multiplier: u32) -> usize {
+    // Names differ from all known ones where the truncated part of their length is not 0, and the comparison will tell.
+    let mixed = (len as u32 & 0xff) | (((first | 0x20) as u32) << 8) | (((last | 0x20) as u32) << 16);
+    (mixed.wrapping_mul(multiplier) >> 23) as usize
+}
+
+const fn slots(multiplier: u32) -> [(&'static [u8], FieldId); SLOTS_LEN] {
+    let mut slots: [(&[u8], FieldId); SLOTS_LEN] = [(b"", FieldId::Other); SLOTS_LEN];
+    let mut at = 0;
+    while at < KNOWN.len() {
+        let name = KNOWN[at].0;
+        slots[slot(name.len(), name[0], name[name.len() - 1], multiplier)] = KNOWN[at];
+        at += 1;
+    }
+    slots
+}
+
+const fn multiplier() -> u32 {
+    let mut multiplier = 0x9E37_79B1_u32;
+    loop {
+        let (mut taken, mut at) = ([false; SLOTS_LEN], 0);
+        while at < KNOWN.len() {
+            let name = KNOWN[at].0;
+            let slot = slot(name.len(), name[0], name[name.len() - 1], multiplier);
+            if taken[slot] {
+                break;
             }
-            11 => &[(b"remote-user", Self::RemoteUser), (b"traceparent", Self::Traceparent)],
-            12 => &[
-                (b"cache-status", Self::CacheStatus),
-                (b"content-type", Self::ContentType),
-                (b"max-forwards", Self::MaxForwards),
-                (b"x-request-id", Self::XRequestId),
-            ],
-            13 => &[
-                (b"authorization", Self::Authorization),
-                (b"cache-control", Self::CacheControl),
-                (b"content-range", Self::ContentRange),
-                (b"if-none-match", Self::IfNoneMatch),
-                (b"last-modified", Self::LastModified),
-                (b"surrogate-key", Self::SurrogateKey),
-                (b"x-rewrite-url", Self::XRewriteUrl),
-            ],
-            14 => &[
-                (b"content-length", Self::ContentLength),
-                (b"http2-settings", Self::Http2Settings),
-                (b"x-original-url", Self::XOriginalUrl),
-            ],
-            15 => &[
-                (b"accept-encoding", Self::AcceptEncoding),
-                (b"accept-language", Self::AcceptLanguage),
-                (b"x-forwarded-for", Self::XForwardedFor),
-            ],
-            16 => &[
-                (b"content-encoding", Self::ContentEncoding),
-                (b"content-location", Self::ContentLocation),
-                (b"proxy-connection", Self::ProxyConnection),
-                (b"x-forwarded-host", Self::XForwardedHost),
-            ],
-            17 => &[
-                (b"cdn-cache-control", Self::CdnCacheControl),
-                (b"if-modified-since", Self::IfModifiedSince),
-                (b"transfer-encoding", Self::TransferEncoding),
-                (b"x-forwarded-proto", Self::XForwardedProto),
-            ],
-            18 => &[(b"proxy-authenticate", Self::ProxyAuthenticate)],
-            19 => {
-                &[(b"if-unmodified-since", Self::IfUnmodifiedSince), (b"proxy-authorization", Self::ProxyAuthorization)]
-            }
-            22 => &[(b"x-http-method-override", Self::XHttpMethodOverride)],
-            24 => &[(b"pilotlight-cache-control", Self::PilotlightCacheControl)],
-            25 => &[(b"proxy-authentication-info", Self::ProxyAuthenticationInfo)],
-            _ => &[],
-        };
-        candidates.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map_or(Self::Other, |&(_, id)| id)
+            taken[slot] = true;
+            at += 1;
+        }
+        if at == KNOWN.len() {
+            return multiplier;
+        }
+        multiplier = multiplier.wrapping_mul(0x0019_660D).wrapping_add(0x3C6E_F35E) | 1;
+    }
+}
+
+/// Eight bytes at a time; the last eight may overlap those before.
+#[inline]
+fn same_but_for_case(name: &[u8], known: &[u8]) -> bool {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    if name.len() != known.len() {
+        return false;
+    }
+    let differ = |a: &[u8; 8], b: &[u8; 8]| (u64::from_le_bytes(*a) | CASE) ^ u64::from_le_bytes(*b);
+    match (name.last_chunk(), known.last_chunk()) {
+        (Some(name_end), Some(known_end)) => {
+            let chunks = name.as_chunks().0.iter().zip(known.as_chunks().0);
+            chunks.fold(differ(name_end, known_end), |all, (a, b)| all | differ(a, b)) == 0
+        }
+        _ => name.iter().zip(known).fold(0, |all, (a, b)| all | ((a | 0x20) ^ b)) == 0,
     }
 }
 

@@ -124,7 +124,7 @@ fn only(fields: FieldsView<'_>, id: FieldId) -> Result<Option<&[u8]>, Repeated> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::head::{Field, Span};
+    use super::super::head::{ANY_FIELD, Field, Span};
     use super::*;
 
     /// Builds the fields of one message from `C` (Content-Length) and `T` (Transfer-Encoding) lines.
@@ -137,7 +137,7 @@ mod tests {
             let end = u32::try_from(buf.len()).unwrap();
             fields.push(Field { id, name: Span::default(), value: Span { start, end } });
         }
-        judge(FieldsView { buf: buf.as_bytes(), fields: &fields })
+        judge(FieldsView { buf: buf.as_bytes(), fields: &fields, present: ANY_FIELD })
     }
 
     // RFC 9112 §6.3, in the order of its items; wire.md rows 43, 44.

@@ -39,7 +39,12 @@ pub struct Field {
 pub struct FieldsView<'a> {
     pub buf: &'a [u8],
     pub fields: &'a [Field],
+    /// Bits of the known fields that may be there; the others are not, which is what is asked most.
+    pub present: u64,
 }
+
+/// Nobody has looked: all fields may be there.
+pub const ANY_FIELD: u64 = u64::MAX;
 
 impl<'a> FieldsView<'a> {
     /// All fields as (id, name, value), in order.
@@ -49,7 +54,8 @@ impl<'a> FieldsView<'a> {
     /// Every value of a known field, in order.
     pub fn all(self, id: FieldId) -> impl Iterator<Item = &'a [u8]> {
         debug_assert_ne!(id, FieldId::Other);
-        self.fields.iter().filter(move |f| f.id == id).map(move |f| f.value.of(self.buf))
+        let fields = if self.may_have(id) { self.fields } else { &[] };
+        fields.iter().filter(move |f| f.id == id).map(move |f| f.value.of(self.buf))
     }
     /// The first value of a known field.
     #[must_use]
@@ -59,14 +65,18 @@ impl<'a> FieldsView<'a> {
     /// Whether a known field is present.
     #[must_use]
     pub fn has(self, id: FieldId) -> bool {
-        self.fields.iter().any(|f| f.id == id)
+        self.may_have(id) && self.fields.iter().any(|f| f.id == id)
+    }
+    fn may_have(self, id: FieldId) -> bool {
+        self.present & id.bit() != 0
     }
     /// Every value of a field by its name, whatever its case.
     pub fn all_named(self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.fields
-            .iter()
-            .filter(move |f| f.name.of(self.buf).eq_ignore_ascii_case(name))
-            .map(move |f| f.value.of(self.buf))
+        let id = FieldId::of(name);
+        let fields = if self.may_have(id) { self.fields } else { &[] };
+        let is_it =
+            move |f: &&Field| f.id == id && (id != FieldId::Other || f.name.of(self.buf).eq_ignore_ascii_case(name));
+        fields.iter().filter(is_it).map(move |f| f.value.of(self.buf))
     }
 }
 
@@ -113,6 +123,8 @@ pub struct RequestHead {
     pub minor: u8,
     /// Fields in order; names with `_` are already left out.
     pub fields: Vec<Field>,
+    /// As `FieldsView::present`.
+    pub present: u64,
     /// How long the body is: for requests never `UntilClose`.
     pub body: BodyLength,
     /// Whether the connection may serve another request after this one (RFC 9112 §9.3).
@@ -129,7 +141,7 @@ pub struct RequestHead {
 impl RequestHead {
     #[must_use]
     pub fn view<'a>(&'a self, buf: &'a [u8]) -> FieldsView<'a> {
-        FieldsView { buf, fields: &self.fields }
+        FieldsView { buf, fields: &self.fields, present: self.present }
     }
     #[must_use]
     pub fn new() -> Self {
@@ -140,6 +152,7 @@ impl RequestHead {
             host: Vec::new(),
             minor: 1,
             fields: Vec::new(),
+            present: ANY_FIELD,
             body: BodyLength::Empty,
             keep_alive: false,
             expect_continue: false,
@@ -163,6 +176,8 @@ pub struct ResponseHead {
     pub reason: Span,
     pub minor: u8,
     pub fields: Vec<Field>,
+    /// As `FieldsView::present`.
+    pub present: u64,
     pub body: BodyLength,
     /// Whether the upstream keeps the connection open after this response.
     pub keep_alive: bool,
@@ -172,7 +187,7 @@ pub struct ResponseHead {
 impl ResponseHead {
     #[must_use]
     pub fn view<'a>(&'a self, buf: &'a [u8]) -> FieldsView<'a> {
-        FieldsView { buf, fields: &self.fields }
+        FieldsView { buf, fields: &self.fields, present: self.present }
     }
     #[must_use]
     pub fn new() -> Self {
@@ -181,6 +196,7 @@ impl ResponseHead {
             reason: Span::default(),
             minor: 1,
             fields: Vec::new(),
+            present: ANY_FIELD,
             body: BodyLength::Empty,
             keep_alive: false,
             head_len: 0,

@@ -38,17 +38,35 @@ fn write_ipv6<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>
 
 /// The port after a name; the outer `None` is a bad name. Narrower than RFC 3986 §3.2.2: what no DNS name has is refused.
 fn write_name<'a>(value: &'a [u8], out: &mut Vec<u8>) -> Option<Option<&'a [u8]>> {
-    let mut parts = value.splitn(2, |&b| b == b':');
-    let name = parts.next()?;
+    let colon = memchr::memchr(b':', value);
+    let name = &value[..colon.unwrap_or(value.len())];
     let name = name.strip_suffix(b".").unwrap_or(name);
-    let label =
-        |label: &[u8]| !label.is_empty() && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-    if name.len() > HOST_BYTES_MAX || !name.split(|&b| b == b'.').all(label) {
+    // An empty label shows as a dot at the start, at the end or after another.
+    let (mut last, mut good) = (b'.', true);
+    out.extend(name.iter().map(|byte| {
+        let lower = LOWER[*byte as usize];
+        good &= lower != 0 && !(lower == b'.' && last == b'.');
+        last = lower;
+        lower
+    }));
+    if !good || last == b'.' || name.len() > HOST_BYTES_MAX {
         return None;
     }
-    out.extend(name.iter().map(u8::to_ascii_lowercase));
-    Some(parts.next())
+    Some(colon.map(|colon| &value[colon + 1..]))
 }
+
+/// Letters in lower case, digits, `-`, `_`, and the dots between labels; 0 for everything else.
+static LOWER: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
+            table[byte as usize] = byte.to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    table
+};
 
 fn is_port(port: &[u8]) -> bool {
     // No leading zero: `:080` and `:80` must not be two keys.

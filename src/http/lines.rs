@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::fault::Fault;
-use super::start_line::{RequestLine, StatusLine, check_method};
+use super::start_line::check_method;
 use crate::base::limits::{
     FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
 };
@@ -19,8 +19,6 @@ pub(super) struct Rules {
     fields_max: usize,
     /// Judges the part of the first line that has arrived.
     begun: fn(&[u8]) -> Result<(), Fault>,
-    /// Judges the whole first line, so that HTTP/0.9 does not wait for an empty line that never comes.
-    whole: fn(&[u8]) -> Result<(), Fault>,
 }
 
 pub(super) const REQUEST: Rules = Rules {
@@ -29,7 +27,6 @@ pub(super) const REQUEST: Rules = Rules {
     field_line_bytes_max: FIELD_LINE_BYTES_MAX,
     fields_max: REQUEST_FIELDS_MAX,
     begun: |line| check_method(line.split(|&b| b == b' ').next().unwrap_or(line), line.is_empty()),
-    whole: |line| RequestLine::split(line).map(|_| ()),
 };
 
 // Only the whole head of a response is bounded: an upstream is ours, and long CSP and Link fields are normal.
@@ -39,38 +36,46 @@ pub(super) const RESPONSE: Rules = Rules {
     field_line_bytes_max: usize::MAX,
     fields_max: FIELDS_MAX,
     begun: |line| if line.iter().zip(b"HTTP/1.").all(|(a, b)| a == b) { Ok(()) } else { Err(Fault::BadStatusLine) },
-    whole: |line| StatusLine::split(line).map(|_| ()),
 };
 
-/// Where the parts of a complete head are.
-pub(super) struct Lines {
-    /// Without its CRLF.
-    pub first: Range<usize>,
-    /// After the empty line.
-    pub end: usize,
-}
-
-pub(super) fn scan(buf: &[u8], start: usize, rules: &Rules) -> Result<Option<Lines>, Fault> {
+/// The first line, judged by `split` as soon as it is there, so that HTTP/0.9 does not wait for an empty line that never comes; and
+/// where the field lines start.
+#[inline]
+pub(super) fn first_line<'b, L>(
+    buf: &'b [u8],
+    start: usize,
+    rules: &Rules,
+    split: impl FnOnce(&'b [u8]) -> Result<L, Fault>,
+) -> Result<Option<(L, usize)>, Fault> {
     let line = line_at(buf, start, rules.first_line_bytes_max, rules.first_line_fault)
         // What had come before the fault was refused already, if it came by itself.
         .or_else(|fault| (rules.begun)(until_line_end(&buf[start..])).and(Err(fault)));
-    let first = match line? {
-        Line::Whole(end) => start..end,
-        Line::Begun(end) => return (rules.begun)(&buf[start..end]).map(|()| None),
-    };
-    (rules.whole)(&buf[first.clone()])?;
-    let mut at = first.end + 2;
-    for fields in 0.. {
+    match line? {
+        Line::Whole(end) => Ok(Some((split(&buf[start..end])?, end + 2))),
+        Line::Begun(end) => (rules.begun)(&buf[start..end]).map(|()| None),
+    }
+}
+
+/// The field lines of a complete head.
+pub(super) struct FieldLines {
+    /// With the empty line after them.
+    pub at: Range<usize>,
+    pub count: usize,
+}
+
+pub(super) fn field_lines(buf: &[u8], from: usize, rules: &Rules) -> Result<Option<FieldLines>, Fault> {
+    let mut at = from;
+    for count in 0.. {
         match buf.get(at) {
             None | Some(b'\r') => {}
             // RFC 9112 §5.2, §2.2: no folded field, no white space before the first field.
             Some(b' ' | b'\t') => return Err(Fault::LeadingWhiteSpace),
-            Some(_) if fields == rules.fields_max => return Err(Fault::TooManyFields),
+            Some(_) if count == rules.fields_max => return Err(Fault::TooManyFields),
             Some(_) => {}
         }
         match line_at(buf, at, rules.field_line_bytes_max, Fault::FieldLineTooLong)? {
             Line::Begun(_) => return Ok(None),
-            Line::Whole(end) if end == at => return Ok(Some(Lines { first, end: end + 2 })),
+            Line::Whole(end) if end == at => return Ok(Some(FieldLines { at: from..end + 2, count })),
             Line::Whole(end) => at = end + 2,
         }
     }
@@ -87,6 +92,7 @@ enum Line {
     Begun(usize),
 }
 
+#[inline]
 fn line_at(buf: &[u8], at: usize, bytes_max: usize, too_long: Fault) -> Result<Line, Fault> {
     let rest = buf.get(at..).unwrap_or_default();
     let len = memchr::memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());

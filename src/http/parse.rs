@@ -1,9 +1,9 @@
 //! Bytes to heads. `lines` walks the head once, so that whatever is over a limit or misframed is refused before the head is
-//! complete; httparse then splits the fields; what is left are the rules that it does not know.
+//! complete; httparse then splits the fields; what is left are the rules that it does not know. A request that came as a whole, as
+//! nearly all do, is split at once, and walked only if that raises a doubt.
 //! Invariant: the verdict on a head does not depend on how its bytes were cut. An incomplete head costs one memchr pass over at
 //! most `HEAD_BYTES_MAX` bytes, and keeps no state.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::connection::Connection;
@@ -13,9 +13,9 @@ use super::fields::{FieldId, is_tchar};
 use super::framing::{self, BodyLength};
 use super::head::{Field, FieldsView, Method, RequestHead, ResponseHead, Span};
 use super::host::normalise_host;
-use super::lines::{REQUEST, RESPONSE, scan};
+use super::lines::{FieldLines, REQUEST, RESPONSE, field_lines, first_line};
 use super::start_line::{RequestLine, StatusLine, method};
-use crate::base::limits::{FIELDS_MAX, HEAD_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX};
 
 const _: () = assert!(HEAD_BYTES_MAX <= u32::MAX as usize, "spans are u32");
 
@@ -42,28 +42,45 @@ pub fn response(buf: &[u8], request_method: Method, head: &mut ResponseHead) -> 
 fn request_head(buf: &[u8], head: &mut RequestHead) -> Result<Parsed, Fault> {
     // RFC 9112 §2.2: one empty line before a request line is ignored.
     let start = if buf.starts_with(b"\r\n") { 2 } else { 0 };
-    let Some(lines) = scan(buf, start, &REQUEST)? else {
+    let Some((line, fields_at)) = first_line(buf, start, &REQUEST, RequestLine::split)? else {
         return Ok(Parsed::Partial);
     };
-    let line = RequestLine::split(&buf[lines.first.clone()])?;
-    head.head_len = lines.end;
+    let mut space = [httparse::EMPTY_HEADER; FIELDS_USUAL];
+    let fields = match split_at_once(buf, fields_at, &mut space) {
+        Some((end, headers)) => {
+            head.head_len = end;
+            Ok(headers)
+        }
+        None => {
+            let Some(lines) = field_lines(buf, fields_at, &REQUEST)? else {
+                return Ok(Parsed::Partial);
+            };
+            head.head_len = lines.at.end;
+            Err(lines)
+        }
+    };
     head.minor = line.minor;
     head.method = method(line.method);
     head.method_span = span_of(buf, line.method);
     let authority = request_target(buf, head, line.target)?;
-    tokenise(buf, start..lines.end, Side::Request, &mut head.fields)?;
+    head.present = match fields {
+        Ok(headers) => keep_all(buf, headers, Side::Request, &mut head.fields)?,
+        Err(lines) => tokenise(buf, lines, Side::Request, &mut head.fields)?,
+    };
     request_host(buf, head, authority)?;
     request_semantics(buf, head)?;
     Ok(Parsed::Complete)
 }
 
 fn response_head(buf: &[u8], request_method: Method, head: &mut ResponseHead) -> Result<Parsed, Fault> {
-    let Some(lines) = scan(buf, 0, &RESPONSE)? else {
+    let Some((line, fields_at)) = first_line(buf, 0, &RESPONSE, StatusLine::split)? else {
         return Ok(Parsed::Partial);
     };
-    let line = StatusLine::split(&buf[lines.first.clone()])?;
-    tokenise(buf, 0..lines.end, Side::Response, &mut head.fields)?;
-    head.head_len = lines.end;
+    let Some(lines) = field_lines(buf, fields_at, &RESPONSE)? else {
+        return Ok(Parsed::Partial);
+    };
+    head.head_len = lines.at.end;
+    head.present = tokenise(buf, lines, Side::Response, &mut head.fields)?;
     head.minor = line.minor;
     head.status = line.status;
     head.reason = span_of(buf, line.reason);
@@ -88,26 +105,65 @@ enum Side {
     Response,
 }
 
-/// Splits the complete head in `at` into `fields`.
-fn tokenise(buf: &[u8], at: Range<usize>, side: Side, fields: &mut Vec<Field>) -> Result<(), Fault> {
-    fields.clear();
-    let mut space = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-    let (outcome, headers) = match side {
-        Side::Request => {
-            let mut parsed = httparse::Request::new(&mut []);
-            (parsed.parse_with_uninit_headers(&buf[at], &mut space), &*parsed.headers)
-        }
-        Side::Response => {
-            let mut parsed = httparse::Response::new(&mut []);
-            let config = httparse::ParserConfig::default();
-            (config.parse_response_with_uninit_headers(&mut parsed, &buf[at], &mut space), &*parsed.headers)
-        }
+/// Field lines of most heads: so many are split without clearing room for `FIELDS_MAX`.
+const FIELDS_USUAL: usize = 16;
+
+/// The field lines of a head that came as a whole, split without looking for their ends first; and where the head ends. `None` when
+/// there is any doubt: `field_lines` then has the word, so that verdicts do not depend on which way a head went.
+fn split_at_once<'s, 'b>(
+    buf: &'b [u8],
+    at: usize,
+    space: &'s mut [httparse::Header<'b>],
+) -> Option<(usize, &'s [httparse::Header<'b>])> {
+    // Looked at first, so that a head that trickles in is not split again and again.
+    if !buf.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let Ok(httparse::Status::Complete((len, headers))) = httparse::parse_headers(&buf[at..], space) else {
+        return None;
     };
-    match outcome.map_err(fault_of)? {
-        httparse::Status::Complete(_) => headers.iter().try_for_each(|header| keep(buf, header, side, fields)),
-        // `scan` has seen the empty line; a tokeniser that has not is a doubt about framing.
+    let end = at + len;
+    // httparse knows no limits, and takes LF alone for the end of a line.
+    let mut good = end <= HEAD_BYTES_MAX && buf[..end].ends_with(b"\r\n");
+    let mut line_end = end - 2;
+    for header in headers.iter().rev() {
+        let start = header.name.as_ptr().addr() - buf.as_ptr().addr();
+        good &= buf[..line_end].ends_with(b"\r\n") && line_end - start <= FIELD_LINE_BYTES_MAX + 2;
+        line_end = start;
+    }
+    (good && line_end == at).then_some((end, headers))
+}
+
+/// Splits the field lines of a complete head into `fields`; returns their bits.
+fn tokenise(buf: &[u8], lines: FieldLines, side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
+    if lines.count <= FIELDS_USUAL {
+        split(buf, lines.at, &mut [httparse::EMPTY_HEADER; FIELDS_USUAL], side, fields)
+    } else {
+        split(buf, lines.at, &mut [httparse::EMPTY_HEADER; FIELDS_MAX], side, fields)
+    }
+}
+
+fn split<'b>(
+    buf: &'b [u8],
+    at: Range<usize>,
+    space: &mut [httparse::Header<'b>],
+    side: Side,
+    fields: &mut Vec<Field>,
+) -> Result<u64, Fault> {
+    match httparse::parse_headers(&buf[at], space).map_err(fault_of)? {
+        httparse::Status::Complete((_, headers)) => keep_all(buf, headers, side, fields),
+        // `field_lines` has seen the empty line; a tokeniser that has not is a doubt about framing.
         httparse::Status::Partial => Err(Fault::BadFieldName),
     }
+}
+
+fn keep_all(buf: &[u8], headers: &[httparse::Header<'_>], side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
+    fields.clear();
+    let mut present = 0;
+    for header in headers {
+        present |= keep(buf, header, side, fields)?;
+    }
+    Ok(present)
 }
 
 fn fault_of(error: httparse::Error) -> Fault {
@@ -122,7 +178,8 @@ fn fault_of(error: httparse::Error) -> Fault {
     }
 }
 
-fn keep(buf: &[u8], header: &httparse::Header<'_>, side: Side, fields: &mut Vec<Field>) -> Result<(), Fault> {
+/// Adds a field, unless nobody may see it; returns its bit.
+fn keep(buf: &[u8], header: &httparse::Header<'_>, side: Side, fields: &mut Vec<Field>) -> Result<u64, Fault> {
     let name = header.name.as_bytes();
     let id = FieldId::of(name);
     if id == FieldId::Other {
@@ -131,11 +188,11 @@ fn keep(buf: &[u8], header: &httparse::Header<'_>, side: Side, fields: &mut Vec<
         }
         // RFC 9110 §17.10: CGI and WSGI give X_Real_IP and X-Real-IP the same key. Responses go to no such reader.
         if side == Side::Request && memchr::memchr(b'_', name).is_some() {
-            return Ok(());
+            return Ok(0);
         }
     }
     fields.push(Field { id, name: span_of(buf, name), value: span_of(buf, header.value) });
-    Ok(())
+    Ok(id.bit())
 }
 
 /// Whether a lenient reader, that drops or maps bytes which are neither letters nor digits, could take `name` for a framing field:
@@ -195,9 +252,11 @@ fn request_target<'a>(buf: &[u8], head: &mut RequestHead, target: &'a [u8]) -> R
 
 fn check_target_bytes(target: &[u8]) -> Result<(), Fault> {
     // RFC 9112 §3.2: no fragment, no white space, no CTL; a backslash is a slash to some and not to others.
-    let allowed = |&b: &u8| (0x21..=0x7e).contains(&b) && b != b'#' && b != b'\\';
+    let allowed = |&b: &u8| (0x21..=0x7e).contains(&b) & (b != b'#') & (b != b'\\');
     let encoded_nul = || memchr::memchr_iter(b'%', target).any(|at| target[at..].starts_with(b"%00"));
-    if target.iter().all(allowed) && !encoded_nul() { Ok(()) } else { Err(Fault::TargetByte) }
+    // Without a way out, so that many bytes are looked at at once.
+    let all_allowed = target.iter().fold(true, |all, b| all & allowed(b));
+    if all_allowed && !encoded_nul() { Ok(()) } else { Err(Fault::TargetByte) }
 }
 
 /// RFC 9112 §3.2.2: the authority and the origin-form part, which is empty where the URI has no path.
@@ -212,7 +271,7 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Fills in `head.host` from Host and the authority of the target.
 fn request_host(buf: &[u8], head: &mut RequestHead, authority: Option<&[u8]>) -> Result<(), Fault> {
-    let view = FieldsView { buf, fields: &head.fields };
+    let view = FieldsView { buf, fields: &head.fields, present: head.present };
     let mut hosts = view.all(FieldId::Host);
     let (first, second) = (hosts.next(), hosts.next());
     head.host.clear();
@@ -230,7 +289,7 @@ fn request_host(buf: &[u8], head: &mut RequestHead, authority: Option<&[u8]>) ->
 }
 
 fn request_semantics(buf: &[u8], head: &mut RequestHead) -> Result<(), Fault> {
-    let view = FieldsView { buf, fields: &head.fields };
+    let view = FieldsView { buf, fields: &head.fields, present: head.present };
     let connection = Connection::read(view)?;
     head.body = framing::of_request(head.minor, view)?;
     head.keep_alive = connection.persists(head.minor);
@@ -253,6 +312,9 @@ fn expectation(minor: u8, view: FieldsView<'_>) -> Result<bool, Fault> {
 /// The protocol that this request may be tunnelled for. An upgrade may always be ignored (RFC 9110 §7.8), so whatever is not
 /// a plain one is.
 fn upgrade(buf: &[u8], head: &RequestHead, connection: Connection) -> Result<Option<Span>, Fault> {
+    if !head.view(buf).has(FieldId::Upgrade) {
+        return Ok(None);
+    }
     let mut upgrades = head.fields.iter().filter(|field| field.id == FieldId::Upgrade);
     let (Some(field), None) = (upgrades.next(), upgrades.next()) else {
         return Ok(None);

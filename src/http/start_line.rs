@@ -15,16 +15,19 @@ impl<'a> RequestLine<'a> {
     /// Judges all but the bytes and the form of the target.
     pub fn split(line: &'a [u8]) -> Result<Self, Fault> {
         // RFC 9112 §3: single spaces; another white space would be seen differently by others.
-        let mut parts = line.splitn(3, |&b| b == b' ');
-        let method = parts.next().unwrap_or_default();
-        check_method(method, false)?;
-        let (Some(target), Some(rest)) = (parts.next(), parts.next()) else {
-            return Err(Fault::BadRequestLine);
-        };
-        if target.is_empty() || memchr::memchr(b' ', rest).is_some() {
+        let space = |part: &[u8]| memchr::memchr(b' ', part);
+        let method = if line.starts_with(b"GET ") { &line[..3] } else { &line[..space(line).unwrap_or(line.len())] };
+        if method != b"GET" {
+            check_method(method, false)?;
+        }
+        let rest = line.get(method.len() + 1..).unwrap_or_default();
+        let Some(end) = space(rest).filter(|end| *end > 0) else { return Err(Fault::BadRequestLine) };
+        let (target, minor) = (&rest[..end], &rest[end + 1..]);
+        // The version that nearly all have is known to hold no space.
+        if minor != b"HTTP/1.1" && space(minor).is_some() {
             return Err(Fault::BadRequestLine);
         }
-        Ok(Self { method, target, minor: version(rest)? })
+        Ok(Self { method, target, minor: version(minor)? })
     }
 }
 

@@ -5,7 +5,8 @@ use super::deadlines::{DeadlineKey, Expiry};
 use super::stream::ReadHalf;
 use crate::http::chunked::Decoder;
 use crate::http::framing::BodyLength;
-use monoio::buf::IoBufMut;
+use monoio::BufResult;
+use monoio::buf::{IoBufMut, SliceMut};
 use std::io;
 use std::rc::Rc;
 
@@ -60,11 +61,24 @@ impl Source {
 
     /// Reads once, with room for at least `room` bytes. Returns how many came; 0 at the end. `by_mono_ms` is when to give up.
     pub async fn fill(&mut self, room: usize, by_mono_ms: u64, expiry: Expiry) -> io::Result<usize> {
+        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
+        let (result, buf) = self.start_read(room).await;
+        self.shard.deadlines.disarm(self.deadline);
+        self.finish_read(buf);
+        result
+    }
+
+    /// Hands a read with room for at least `room` bytes to the kernel; its buffer must come back through `finish_read`. The caller sees
+    /// to the deadline.
+    pub fn start_read(&mut self, room: usize) -> impl Future<Output = BufResult<usize, SliceMut<Vec<u8>>>> + use<'_> {
         self.make_room(room);
         let buf = std::mem::take(&mut self.buf);
-        let (result, buf) = self.read_onto(buf, usize::MAX, by_mono_ms, expiry).await;
-        self.buf = buf;
-        result
+        let (from, to) = (buf.len(), buf.capacity());
+        self.read.read(buf.slice_mut(from..to))
+    }
+
+    pub fn finish_read(&mut self, buf: SliceMut<Vec<u8>>) {
+        self.buf = buf.into_inner();
     }
 
     fn make_room(&mut self, room: usize) {
@@ -73,15 +87,20 @@ impl Source {
             self.start = 0;
         }
         if self.buf.capacity() - self.buf.len() < room {
-            // Exactly: idle connections keep this buffer.
-            self.buf.reserve_exact(room);
+            // Exactly, where it is the first: idle connections keep this buffer.
+            let mut larger =
+                if self.buf.capacity() == 0 { self.shard.take_idle_buffer(room) } else { self.shard.take_buffer() };
+            larger.reserve(self.buf.len() + room);
+            larger.extend_from_slice(&self.buf);
+            self.shard.put_buffer(std::mem::replace(&mut self.buf, larger));
         }
     }
 
-    /// Gives back memory that a large head or body needed.
-    pub fn shrink(&mut self, bytes: usize) {
-        if self.buf.is_empty() && self.buf.capacity() > bytes {
-            self.buf = Vec::new();
+    /// Exchanges a buffer that holds nothing for one of so many bytes, which an idle connection may keep.
+    pub fn resize(&mut self, bytes: usize) {
+        if self.buf.is_empty() && self.buf.capacity() != bytes {
+            let other = self.shard.take_idle_buffer(bytes);
+            self.shard.put_buffer(std::mem::replace(&mut self.buf, other));
         }
     }
 
@@ -104,6 +123,12 @@ impl Source {
 
     fn timed_out(&self) -> bool {
         self.shard.deadlines.fired(self.deadline)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.shard.put_buffer(std::mem::take(&mut self.buf));
     }
 }
 

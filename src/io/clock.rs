@@ -2,7 +2,13 @@
 
 use crate::base::time::Now;
 
+/// How often a clock was read, by all threads: for the test of what a hit may cost, so not in release builds.
+#[cfg(debug_assertions)]
+pub static READS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 fn read(clock: libc::clockid_t) -> libc::timespec {
+    #[cfg(debug_assertions)]
+    READS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid place for one timespec, and both clocks always exist on Linux.
     unsafe { libc::clock_gettime(clock, &raw mut time) };

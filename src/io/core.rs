@@ -83,7 +83,10 @@ pub struct Shard {
     date: RefCell<(u64, String)>,
     request_ids: Cell<u64>,
     buffers: RefCell<Vec<Vec<u8>>>,
-    heads: RefCell<Vec<RequestHead>>,
+    /// Of exactly so many bytes each.
+    idle_buffers: [(usize, RefCell<Vec<Vec<u8>>>); 2],
+    /// The head that is being read: one for all connections, so that idle ones hold none.
+    pub head: RefCell<RequestHead>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
     pub(super) inflight: FrozenVec<Box<Cell<u32>>>,
@@ -92,8 +95,12 @@ pub struct Shard {
 
 /// A deadline that ends an exchange is noticed a little late.
 const LEASE_SLACK: Duration = Duration::from_secs(1);
+/// What an idle connection keeps for the next request's first bytes: most heads fit in.
+pub const SMALL_READ_BYTES: usize = 1280;
+/// The same where the last request did not fit in, and for connections to upstreams.
+pub const LARGE_READ_BYTES: usize = 4096;
 const BUFFERS_MAX: usize = 64;
-const HEADS_MAX: usize = 64;
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
@@ -123,7 +130,8 @@ impl Shard {
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
             buffers: RefCell::new(Vec::new()),
-            heads: RefCell::new(Vec::new()),
+            idle_buffers: [SMALL_READ_BYTES, LARGE_READ_BYTES].map(|bytes| (bytes, RefCell::default())),
+            head: RefCell::new(RequestHead::new()),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
@@ -176,27 +184,22 @@ impl Shard {
 
     /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
     pub fn take_buffer(&self) -> Vec<u8> {
-        self.buffers.borrow_mut().pop().unwrap_or_default()
+        self.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MIN))
     }
 
     pub fn put_buffer(&self, mut buffer: Vec<u8>) {
-        let mut buffers = self.buffers.borrow_mut();
-        if buffers.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
+        let idle = self.idle_buffers.iter().find(|(size, _)| *size == buffer.capacity());
+        let mut kept = idle.map_or(&self.buffers, |(_, kept)| kept).borrow_mut();
+        if kept.len() < BUFFERS_MAX && (1..=BUFFER_BYTES_MAX).contains(&buffer.capacity()) {
             buffer.clear();
-            buffers.push(buffer);
+            kept.push(buffer);
         }
     }
 
-    /// A head to parse into; give it back with `put_head`, so that idle connections hold none.
-    pub fn take_head(&self) -> RequestHead {
-        self.heads.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub fn put_head(&self, head: RequestHead) {
-        let mut heads = self.heads.borrow_mut();
-        if heads.len() < HEADS_MAX && head.fields.capacity() > 0 {
-            heads.push(head);
-        }
+    /// A buffer that an idle connection may keep, of the store or newly made.
+    pub fn take_idle_buffer(&self, bytes: usize) -> Vec<u8> {
+        let kept = self.idle_buffers.iter().find_map(|(size, kept)| (*size == bytes).then(|| kept.borrow_mut().pop()));
+        kept.flatten().unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     pub fn is_trusted(&self, peer: Option<IpAddr>) -> bool {
@@ -366,15 +369,9 @@ impl Shard {
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
-        let mut queued = vec![0; self.inflight.len()];
-        for (upstream, _, waiting) in state.slot_use() {
-            // Between the two steps of a reload the state knows more upstreams than this shard serves.
-            if let Some(queued) = queued.get_mut(upstream as usize) {
-                *queued = waiting as u32;
-            }
-        }
-        for (upstream, (running, queued)) in self.inflight.iter().zip(queued).enumerate() {
-            telemetry.upstream_load(upstream, running.get(), queued);
+        for (upstream, running) in self.inflight.iter().enumerate() {
+            let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
+            telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);

@@ -1,20 +1,20 @@
-//! One client connection: requests in, responses out, in order. Hits are answered in a loop without an await, and what a client has
-//! pipelined is answered with one write; everything else goes through `slow`.
+//! One client connection: requests in, responses out, in order. Hits are answered by `hit`, and what a client has pipelined with one
+//! write; everything else goes through `slow`.
 
 use super::body::{BodyReader, Source};
 use super::clock;
-use super::core::Shard;
+use super::core::{LARGE_READ_BYTES, SMALL_READ_BYTES, Shard};
 use super::deadlines::{self, DeadlineKey, Expiry};
 use super::exchange;
 use super::fetch::{self, Flight, Fwd, Stage};
+use super::hit::{self, Answered, Next};
 use super::pass;
 use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
 use super::stream::{Connected, WriteHalf};
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::cache::admit::{self, BypassReason, LookupMode};
-use crate::cache::directives::RequestDirectives;
-use crate::cache::freshness::{self, Standing};
+use crate::cache::freshness;
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::validate::HeadFacts;
@@ -23,7 +23,6 @@ use crate::http::encode;
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, RequestHead, ResponseHead};
 use crate::http::hops;
-use crate::http::parse::{self, ParseError, Parsed};
 use crate::shard::message::{ABANDONED, BREAKER_OPEN, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
@@ -35,10 +34,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Room for the next request's first bytes: what an idle connection keeps, and most heads fit in.
-const READ_BYTES: usize = 1280;
-/// Responses are written when so much has gathered, even if more requests are there.
-const WRITE_BYTES: usize = 64 * 1024;
 /// After an error, so long and so much is read and thrown away, so that the client gets to see the answer (RFC 9112 §9.6).
 const LINGER_MS: u64 = 1000;
 const LINGER_BYTES: usize = 256 * 1024;
@@ -53,9 +48,9 @@ pub struct Client {
     pub deadline: DeadlineKey,
     pub peer: Option<IpAddr>,
     pub trusted: bool,
-    head: RequestHead,
-    /// Answered, but not yet written: route, outcome.
-    unwritten: Vec<(u16, Outcome)>,
+    answered: Answered,
+    /// How much is read first when the next request comes.
+    room: u16,
 }
 
 impl Drop for Client {
@@ -65,20 +60,6 @@ impl Drop for Client {
         self.shard.connections.set(self.shard.connections.get() - 1);
         self.shard.common.clients[self.shard.id].fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// What is to be done after the requests that could be answered at once.
-enum Next {
-    /// Nothing complete is left: read.
-    Read,
-    /// Write and come back.
-    Again,
-    /// The request in `head` needs more than a look into the cache.
-    Slow,
-    /// This part of a stored body follows; then go on, or close.
-    Rest(Rest, bool),
-    Reject(ParseError),
-    Close,
 }
 
 /// Serves a connection until it ends. Not an async function, which would have room for the client twice: as an argument, and as a
@@ -104,35 +85,43 @@ impl Client {
             deadline,
             peer: connected.peer,
             trusted: shard.is_trusted(connected.peer),
-            head: RequestHead::new(),
-            unwritten: Vec::new(),
+            answered: Answered::default(),
+            room: SMALL_READ_BYTES as u16,
             shard,
         }
     }
 
     async fn serve(&mut self) -> io::Result<()> {
         let shard = Rc::clone(&self.shard);
-        // When the bytes that are being worked on arrived.
+        // When the bytes that are being worked on arrived: with the moment after the write, the two looks at the clock of a hit.
         let mut start_ns = clock::mono_ns();
         let mut head_by_mono_ms = None;
         loop {
             let mut out = shard.take_buffer();
-            self.head = shard.take_head();
-            let next = self.answer_buffered(&mut out, start_ns);
-            if !matches!(next, Next::Slow) {
-                shard.put_head(std::mem::take(&mut self.head));
-            }
+            let (taken, next) =
+                hit::answer(&shard, self.source.bytes(), &mut out, &mut self.answered, start_ns / 1_000_000);
+            self.source.consume(taken);
+            let mut now_ns = start_ns;
             if out.is_empty() {
                 shard.put_buffer(out);
+            } else if matches!(next, Next::Read) && self.source.bytes().is_empty() {
+                head_by_mono_ms = None;
+                if self.write_and_read(&shard, out, start_ns).await? == 0 {
+                    return Ok(());
+                }
+                start_ns = clock::mono_ns();
+                shard.spin.touch(start_ns);
+                continue;
             } else {
                 self.write_out(out).await?;
-                self.record(start_ns);
+                now_ns = clock::mono_ns();
+                self.answered.record(&shard, now_ns.saturating_sub(start_ns));
             }
             match next {
                 Next::Again => {}
                 Next::Close => return Ok(()),
                 Next::Read => {
-                    if !self.read_more(&mut head_by_mono_ms).await? {
+                    if !self.read_more(&shard, now_ns / 1_000_000, &mut head_by_mono_ms).await? {
                         return Ok(());
                     }
                     start_ns = clock::mono_ns();
@@ -140,15 +129,15 @@ impl Client {
                 }
                 Next::Rest(rest, keep) => {
                     self.write_rest(rest).await?;
-                    self.record(start_ns);
+                    self.answered.record(&shard, clock::mono_ns().saturating_sub(start_ns));
                     if !keep {
                         return Ok(());
                     }
                 }
-                Next::Slow => {
+                Next::Slow(head) => {
                     head_by_mono_ms = None;
                     // Boxed: an idle connection must not carry the room that this needs.
-                    if !Box::pin(self.slow(start_ns)).await? {
+                    if !Box::pin(self.slow(head, start_ns)).await? {
                         return Ok(());
                     }
                     start_ns = clock::mono_ns();
@@ -163,16 +152,18 @@ impl Client {
     }
 
     /// Waits for bytes; false when the client is done, or too slow.
-    async fn read_more(&mut self, head_by_mono_ms: &mut Option<u64>) -> io::Result<bool> {
-        let shard = Rc::clone(&self.shard);
+    async fn read_more(
+        &mut self,
+        shard: &Rc<Shard>,
+        now_ms: u64,
+        head_by_mono_ms: &mut Option<u64>,
+    ) -> io::Result<bool> {
         let config = &shard.common.config.server;
-        let now_ms = shard.mono_ms();
         let between_requests = self.source.bytes().is_empty();
         let (by, expiry) = if between_requests {
-            self.source.shrink(READ_BYTES);
+            self.source.resize(self.room as usize);
             *head_by_mono_ms = None;
-            let idle = if shard.draining.get() { DRAIN_IDLE_MS } else { config.idle_timeout.as_millis() as u64 };
-            (now_ms + idle, Expiry::Idle)
+            (now_ms + idle_ms(shard), Expiry::Idle)
         } else {
             // All of the head by then, however it trickles in.
             let by = *head_by_mono_ms.get_or_insert(now_ms + config.header_timeout.as_millis() as u64);
@@ -181,10 +172,13 @@ impl Client {
         if between_requests {
             shard.idle.set(shard.idle.get() + 1);
         }
-        let idle = IdleGuard(between_requests.then_some(&shard));
-        let room = if between_requests { READ_BYTES } else { READ_BYTES.max(self.source.bytes().len()) };
+        let idle = IdleGuard(between_requests.then_some(shard));
+        let room = if between_requests { SMALL_READ_BYTES } else { SMALL_READ_BYTES.max(self.source.bytes().len()) };
         let result = self.source.fill(room, by, expiry).await;
         drop(idle);
+        if let (Ok(count), true) = (&result, between_requests) {
+            self.choose_room(*count);
+        }
         match result {
             Ok(0) if !between_requests && shard.deadlines.fired(self.deadline) => {
                 shard.telemetry.rejected(HEADER_TIMEOUT.label);
@@ -196,72 +190,47 @@ impl Client {
         }
     }
 
-    /// Answers the requests that are complete in the buffer and need nothing but the cache.
-    fn answer_buffered(&mut self, out: &mut Vec<u8>, start_ns: u64) -> Next {
-        loop {
-            if self.source.bytes().is_empty() {
-                return Next::Read;
-            }
-            if out.len() > WRITE_BYTES {
-                return Next::Again;
-            }
-            match parse::request(self.source.bytes(), &mut self.head) {
-                Ok(Parsed::Partial) => return Next::Read,
-                Err(error) => return Next::Reject(error),
-                Ok(Parsed::Complete) => {}
-            }
-            let Some((rest, keep)) = self.try_hit(out, start_ns) else { return Next::Slow };
-            self.source.consume(self.head.head_len);
-            match rest {
-                Some(rest) => return Next::Rest(rest, keep),
-                None if !keep => return Next::Close,
-                None => {}
-            }
-        }
-    }
-
-    /// Appends the answer to the request in `head` if the cache has a fresh one; with what follows it, and whether to go on.
-    fn try_hit(&mut self, out: &mut Vec<u8>, start_ns: u64) -> Option<(Option<Rest>, bool)> {
-        let shard = &self.shard;
-        let bytes = self.source.bytes();
-        let view = self.head.view(bytes);
-        let target = self.head.target.of(bytes);
-        let route = shard.common.table.find(&self.head.host, target)?;
-        let cache = shard.common.config.routes[route as usize].cache.as_ref()?;
-        if !matches!(admit::lookup_mode(&self.head, view, Some(cache)), LookupMode::Cache) {
-            return None;
-        }
-        let mut scratch = shard.scratch.borrow_mut();
-        scratch.clear();
-        let credentials = (cache.authorization == Authorization::PerCredential).then_some(view);
-        key::write(&mut scratch, &self.head.host, target, credentials);
-        let hash = key::hash(&shard.common.hasher, &scratch);
-        let found = shard.state.borrow_mut().find(hash, &scratch, view)?;
-        let directives = RequestDirectives::of(view);
-        let now_mono_ms = start_ns / 1_000_000;
-        if !matches!(freshness::judge(&found.validity, &directives, now_mono_ms), Standing::Fresh { .. }) {
-            return None;
-        }
-        let keep = self.head.keep_alive && !shard.draining.get();
-        let told = Told {
-            name: &shard.common.config.server.name,
-            status: b"; hit",
-            close: !keep,
-            keep_alive_10: self.head.minor == 0,
+    /// Writes answers, and reads what comes after them: both operations go to the kernel together, and the reading is waited for when
+    /// the writing is over. Returns how many bytes came; 0 at the end.
+    async fn write_and_read(&mut self, shard: &Rc<Shard>, out: Vec<u8>, start_ns: u64) -> io::Result<usize> {
+        let body_timeout_ms = shard.common.config.server.body_timeout.as_millis() as u64;
+        shard.deadlines.arm(self.deadline, start_ns / 1_000_000 + body_timeout_ms, Expiry::Both);
+        self.source.resize(self.room as usize);
+        let writing = self.write.write(out);
+        let reading = self.source.start_read(self.room as usize);
+        let (written, out) = writing.await;
+        let written = match written {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            other => other?,
         };
-        let request = serve::asks_more(view).then_some(view);
-        let rest = serve::stored(out, &found, self.head.method, request, told, now_mono_ms);
-        self.unwritten.push((route, Outcome::Hit));
-        Some((rest, keep))
+        if written < out.len() {
+            let arm = || shard.deadlines.arm(self.deadline, shard.mono_ms() + body_timeout_ms, Expiry::Both);
+            let (result, _) = self.write.write_all(out, written, arm).await;
+            result?;
+        } else {
+            shard.put_buffer(out);
+        }
+        let now_ns = clock::mono_ns();
+        self.answered.record(shard, now_ns.saturating_sub(start_ns));
+        shard.deadlines.arm(self.deadline, now_ns / 1_000_000 + idle_ms(shard), Expiry::Idle);
+        shard.idle.set(shard.idle.get() + 1);
+        let idle = IdleGuard(Some(shard));
+        let (result, buf) = reading.await;
+        drop(idle);
+        shard.deadlines.disarm(self.deadline);
+        self.source.finish_read(buf);
+        if let Ok(count) = result {
+            self.choose_room(count);
+        }
+        result
     }
 
-    fn record(&mut self, start_ns: u64) {
-        if self.unwritten.is_empty() {
-            return;
-        }
-        let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(start_ns));
-        for (route, outcome) in self.unwritten.drain(..) {
-            self.shard.telemetry.request_done(route as usize, outcome, elapsed);
+    /// What came first of a request tells how much to read of the next one: large heads, and batches, in one go.
+    fn choose_room(&mut self, count: usize) {
+        if count >= self.room as usize {
+            self.room = LARGE_READ_BYTES as u16;
+        } else if count <= SMALL_READ_BYTES {
+            self.room = SMALL_READ_BYTES as u16;
         }
     }
 
@@ -325,16 +294,15 @@ impl Client {
         while left > 0 {
             let waiting = self.source.bytes().len();
             self.source.consume(waiting);
-            match self.source.fill(READ_BYTES, by, Expiry::Both).await {
+            match self.source.fill(SMALL_READ_BYTES, by, Expiry::Both).await {
                 Ok(count) if count > 0 => left = left.saturating_sub(count),
                 _ => break,
             }
         }
     }
 
-    /// Answers the request in `head` by whatever it takes; false when the connection is to be closed.
-    async fn slow(&mut self, start_ns: u64) -> io::Result<bool> {
-        let head = std::mem::take(&mut self.head);
+    /// Answers a request by whatever it takes; false when the connection is to be closed.
+    async fn slow(&mut self, head: RequestHead, start_ns: u64) -> io::Result<bool> {
         let buf: Box<[u8]> = self.source.bytes()[..head.head_len].into();
         self.source.consume(head.head_len);
         let shard = Rc::clone(&self.shard);
@@ -718,6 +686,11 @@ impl Drop for IdleGuard<'_> {
             shard.idle.set(shard.idle.get() - 1);
         }
     }
+}
+
+/// How long a connection may wait for its next request.
+fn idle_ms(shard: &Shard) -> u64 {
+    if shard.draining.get() { DRAIN_IDLE_MS } else { shard.common.config.server.idle_timeout.as_millis() as u64 }
 }
 
 fn told_status(outcome: Outcome) -> &'static [u8] {

@@ -232,7 +232,10 @@ async fn accept_unix(door: Door<UnixListener>) {
         match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, _)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
-                None => admit(&shard, Connected::unix(stream)),
+                None => match Connected::unix(stream) {
+                    Ok(connected) => admit(&shard, connected),
+                    Err(error) => pause(&shard, &door.stopped, &error).await,
+                },
             },
             Err(error) => pause(&shard, &door.stopped, &error).await,
         }
@@ -297,7 +300,7 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
             let peer = stream.peer_addr()?;
             Ok(Connected::tcp(TcpStream::from_std(stream)?, peer))
         }
-        Family::Unix => Ok(Connected::unix(UnixStream::from_std(fd.into())?)),
+        Family::Unix => Connected::unix(UnixStream::from_std(fd.into())?),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Upstream connections that wait for their next request, and how new ones are made. Which server one leads to is decided elsewhere.
 
 use super::body::Source;
-use super::core::Shard;
+use super::core::{LARGE_READ_BYTES, Shard};
 use super::deadlines::DeadlineKey;
 use super::stream::{Connected, WriteHalf, peek};
 use crate::config::Addr;
@@ -63,7 +63,7 @@ impl Pool {
         conn.reused = true;
         conn.idle_since_mono_ms = now_mono_ms;
         conn.source.until_mono_ms = u64::MAX;
-        conn.source.shrink(4096);
+        conn.source.resize(LARGE_READ_BYTES);
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
             idle.push(conn);
@@ -102,7 +102,7 @@ async fn connect_to(addr: &Addr, timeout: Duration) -> Result<Connected, Failure
     let connecting = async {
         match addr {
             Addr::Tcp(addr) => TcpStream::connect_addr(*addr).await.map(|stream| Connected::tcp(stream, *addr)),
-            Addr::Unix(path) => UnixStream::connect(path).await.map(Connected::unix),
+            Addr::Unix(path) => UnixStream::connect(path).await.and_then(Connected::unix),
             // Endpoints are resolved.
             Addr::Name(..) => Err(io::ErrorKind::AddrNotAvailable.into()),
         }

@@ -169,14 +169,7 @@ fn copy_lines(out: &mut Vec<u8>, head: &[u8], keep: impl Fn(&[u8]) -> bool) {
 
 /// Whether a request has fields that `stored` must look at.
 pub fn asks_more(view: FieldsView<'_>) -> bool {
-    view.fields.iter().any(|field| {
-        matches!(
-            field.id,
-            FieldId::IfNoneMatch
-                | FieldId::IfModifiedSince
-                | FieldId::IfMatch
-                | FieldId::IfUnmodifiedSince
-                | FieldId::Range
-        )
-    })
+    const ASKING: [FieldId; 5] =
+        [FieldId::IfNoneMatch, FieldId::IfModifiedSince, FieldId::IfMatch, FieldId::IfUnmodifiedSince, FieldId::Range];
+    ASKING.iter().any(|id| view.has(*id))
 }

@@ -6,19 +6,14 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, S
 use monoio::net::{TcpStream, UnixStream};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
+
+/// monoio's TCP stream is a stream socket and nothing more, so it carries unix sockets too: one type, and one future for each operation.
+#[derive(Debug)]
+pub struct ReadHalf(OwnedReadHalf<TcpStream>);
 
 #[derive(Debug)]
-pub enum ReadHalf {
-    Tcp(OwnedReadHalf<TcpStream>),
-    Unix(OwnedReadHalf<UnixStream>),
-}
-
-#[derive(Debug)]
-pub enum WriteHalf {
-    Tcp(OwnedWriteHalf<TcpStream>),
-    Unix(OwnedWriteHalf<UnixStream>),
-}
+pub struct WriteHalf(OwnedWriteHalf<TcpStream>);
 
 /// A connection just made or accepted.
 #[derive(Debug)]
@@ -34,42 +29,36 @@ impl Connected {
     pub fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
         // A failure means that the peer is gone already, which the first read will tell.
         let _ = stream.set_nodelay(true);
-        let fd = stream.as_raw_fd();
-        let (read, write) = stream.into_split();
-        Self { read: ReadHalf::Tcp(read), write: WriteHalf::Tcp(write), fd, peer: Some(peer.ip().to_canonical()) }
+        Self::of(stream, Some(peer.ip().to_canonical()))
     }
 
-    pub fn unix(stream: UnixStream) -> Self {
+    /// # Errors
+    /// When the event loop cannot take it up.
+    pub fn unix(stream: UnixStream) -> io::Result<Self> {
+        // SAFETY: the descriptor was just given up by its only owner.
+        let stream = unsafe { std::net::TcpStream::from_raw_fd(stream.into_raw_fd()) };
+        Ok(Self::of(TcpStream::from_std(stream)?, None))
+    }
+
+    fn of(stream: TcpStream, peer: Option<IpAddr>) -> Self {
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        Self { read: ReadHalf::Unix(read), write: WriteHalf::Unix(write), fd, peer: None }
+        Self { read: ReadHalf(read), write: WriteHalf(write), fd, peer }
     }
 }
 
 impl ReadHalf {
-    pub async fn read<B: IoBufMut>(&mut self, buf: B) -> BufResult<usize, B> {
-        match self {
-            Self::Tcp(half) => half.read(buf).await,
-            Self::Unix(half) => half.read(buf).await,
-        }
+    /// Reads once.
+    pub fn read<B: IoBufMut>(&mut self, buf: B) -> impl Future<Output = BufResult<usize, B>> {
+        self.0.read(buf)
     }
 
     /// Waits until the peer has closed its sending side. Never comes back when it sends something instead.
     pub async fn ended(&self) {
-        let (result, fd) = match self {
-            Self::Tcp(half) => {
-                // SAFETY: `readable` and `as_raw_fd` take the stream by shared reference, and no exclusive one lives across this
-                // task's awaits: the reading half is borrowed here, and the writing half is not used meanwhile.
-                let stream = unsafe { &*half.0.get() };
-                (stream.readable(false).await, stream.as_raw_fd())
-            }
-            Self::Unix(half) => {
-                // SAFETY: as above.
-                let stream = unsafe { &*half.0.get() };
-                (stream.readable(false).await, stream.as_raw_fd())
-            }
-        };
-        if result.is_ok() && peek(fd) > 0 {
+        // SAFETY: `readable` and `as_raw_fd` take the stream by shared reference, and no exclusive one lives across this
+        // task's awaits: the reading half is borrowed here, and the writing half is not used meanwhile.
+        let stream = unsafe { &*self.0.0.get() };
+        if stream.readable(false).await.is_ok() && peek(stream.as_raw_fd()) > 0 {
             std::future::pending::<()>().await;
         }
     }
@@ -83,11 +72,9 @@ pub fn peek(fd: RawFd) -> isize {
 }
 
 impl WriteHalf {
-    async fn write<B: IoBuf>(&mut self, buf: B) -> BufResult<usize, B> {
-        match self {
-            Self::Tcp(half) => half.write(buf).await,
-            Self::Unix(half) => half.write(buf).await,
-        }
+    /// Writes once.
+    pub fn write<B: IoBuf>(&mut self, buf: B) -> impl Future<Output = BufResult<usize, B>> {
+        self.0.write(buf)
     }
 
     /// Writes all of `buf` from `from` on; `progress` is told before each operation, so that a deadline can be moved.

@@ -22,6 +22,8 @@ pub struct Upstream {
     config: RefCell<config::Upstream>,
     /// The last failure that the breaker was told of was a disconnection.
     disconnected: Cell<bool>,
+    /// What `tick` counts into.
+    loads: RefCell<Vec<ServerLoad>>,
 }
 
 impl Upstream {
@@ -34,6 +36,7 @@ impl Upstream {
             breaker: RefCell::new(config.breaker.map(Breaker::new)),
             config: RefCell::new(config.clone()),
             disconnected: Cell::new(false),
+            loads: RefCell::default(),
         }
     }
 
@@ -117,7 +120,9 @@ pub fn tick(shard: &Shard) {
         let mut fleet = upstream.fleet.borrow_mut();
         let ejected = fleet.tick(now_mono_ms);
         let configured = shard.common.config.upstreams[at].servers.len();
-        let mut loads = vec![ServerLoad::default(); configured];
+        let mut loads = upstream.loads.borrow_mut();
+        loads.clear();
+        loads.resize(configured, ServerLoad::default());
         for member in fleet.members() {
             let load = &mut loads[member.endpoint.server as usize];
             load.inflight += member.inflight;

@@ -706,3 +706,44 @@ fn no_byte_anywhere_panics() {
         }
     }
 }
+
+/// A head that came as a whole is split at once; with a byte behind it, it is walked line by line. Both must say the same of it.
+#[test]
+fn both_ways_of_splitting_agree() {
+    const HEAD: &[u8] =
+        b"GET /a?b HTTP/1.1\r\nHost: h\r\nX-A: b\r\nConnection: x-a, close\r\nAccept:\r\nX_B: c\r\nX-C:  d e \r\n\r\n";
+    const BYTES: &[u8] = b"\r\n \t:;,_aA-\0\x7f\x80/%#\"";
+    let mut state = 11_u64;
+    let mut below = |most: usize| {
+        // Knuth's MMIX generator; the high bits are the good ones.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % most
+    };
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..30_000 {
+        let mut head = HEAD.to_vec();
+        for _ in 0..=below(3) {
+            let (at, byte) = (below(head.len()), BYTES[below(BYTES.len())]);
+            match below(3) {
+                0 => head[at] = byte,
+                1 => head.insert(at, byte),
+                _ => drop(head.remove(at)),
+            }
+        }
+        let judge = |bytes: &[u8]| {
+            let mut head = RequestHead::new();
+            request_head(bytes, &mut head).map(|parsed| match parsed {
+                Parsed::Complete => Some((head.head_len, show_request(bytes, &head))),
+                Parsed::Partial => None,
+            })
+        };
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let at_once = judge(&head);
+        head.push(b'~');
+        assert_eq!(at_once, judge(&head), "{}", head.escape_ascii());
+        if at_once.is_ok() { accepted += 1 } else { refused += 1 }
+    }
+    assert!(accepted > 3000 && refused > 3000, "{accepted} accepted, {refused} refused");
+}
