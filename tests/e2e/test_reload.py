@@ -1,6 +1,7 @@
 """SIGHUP and `pilotlight reload`: another configuration under load, without a failed request, or the old one and why."""
 
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -90,14 +91,14 @@ def test_ten_reloads_and_broken_files_under_load_fail_no_request(origin, tmp_pat
 
 
 def test_a_mistake_keeps_the_old_one_and_says_where(origin):
-    with serve(origin) as gateway:
-        good = text(gateway)
+    with serve(origin) as gateway, socket.create_server(("127.0.0.1", 0)) as other:
+        good, taken = text(gateway), other.getsockname()[1]
         for bad, says in [
             (good.replace("ttl = ", "tll = "), "pilotlight.toml:16:1: "),
             (good.replace('upstream = "app"', 'upstream = "ap"'), "pilotlight.toml:14:12: "),
             (good.replace("shards = 2", "shards = 1"), "server.shards cannot be changed"),
             (good.replace("[upstreams", '[cache]\nmemory = "8MiB"\n[upstreams'), "cache.memory cannot be changed"),
-            (good.replace("listen = [", f'listen = ["127.0.0.1:{origin.port}", '), "cannot listen on 127.0.0.1:"),
+            (good.replace("listen = [", f'listen = ["127.0.0.1:{taken}", '), "cannot listen on 127.0.0.1:"),
         ]:
             write(gateway, bad)
             done = reload(gateway)
@@ -116,17 +117,17 @@ def test_requests_in_progress_end_on_the_upstream_they_began_with(origin):
     gate = threading.Event()
     origin.on("/held", Reply("old", {"Cache-Control": "no-store"}, gate=gate))
     with serve(origin) as gateway, Origin() as other:
-        other.on("/held", Reply("new", {"Cache-Control": "no-store"}))
+        other.on("/new", Reply("new", {"Cache-Control": "no-store"}))
         held = gateway.connect()
         held.send(held.request_bytes("GET", "/held"))
         wait_until(lambda: origin.inflight == 1, 5, "the call")
         write(gateway, text(gateway).replace("upstreams.app", "upstreams.next").replace(
             'upstream = "app"', 'upstream = "next"').replace(origin.address, other.address))
         reloaded(gateway)
-        assert gateway.get("/held").text == "new"
+        assert gateway.get("/new").text == "new"
         gate.set()
         assert held.read_response().text == "old"
-        assert held.request("GET", "/held").text == "new", "the connection goes on, by the new routes"
+        assert held.request("GET", "/new").text == "new", "the connection goes on, by the new routes"
         held.close()
         assert [upstream["name"] for upstream in gateway.status()["upstreams"]] == ["next"]
 
@@ -197,13 +198,13 @@ def filled(gateway):
 @pytest.mark.parametrize("limit,expected", [(1, 1), (4, 4)])
 def test_a_limit_holds_from_the_reload_on(origin, limit, expected):
     gate = threading.Event()
-    origin.on("/held", Reply("held", {"Cache-Control": "no-store"}, gate=gate))
+    origin.on("/held/", Reply("held", {"Cache-Control": "no-store"}, gate=gate))
     with Gateway(CONFIG.replace('servers = ["{origin}"]', 'servers = ["{origin}"]\nmax_concurrency = 2'), origin=origin.address) as gateway:
         write(gateway, text(gateway).replace("max_concurrency = 2", f"max_concurrency = {limit}"))
         reloaded(gateway)
         clients = [gateway.connect() for _ in range(6)]
-        for client in clients:
-            client.send(client.request_bytes("GET", "/held"))
+        for at, client in enumerate(clients):
+            client.send(client.request_bytes("GET", f"/held/{at}"))
         wait_until(lambda: origin.inflight == expected, 5, "the calls")
         time.sleep(0.2)
         assert origin.inflight == expected
