@@ -100,7 +100,7 @@ pub const SMALL_READ_BYTES: usize = 1280;
 /// The same where the last request did not fit in, and for connections to upstreams.
 pub const LARGE_READ_BYTES: usize = 4096;
 const BUFFERS_MAX: usize = 64;
-const BUFFER_BYTES_MIN: usize = 8 * 1024;
+const BUFFER_BYTES_MIN: usize = 2 * SMALL_READ_BYTES;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
