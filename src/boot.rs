@@ -1,23 +1,27 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
+mod inherit;
+
 use crate::base::limits;
 use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
 use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
 use crate::control::reload::{Planned, Renew};
+use crate::control::upgrade::Handover;
 use crate::control::{Control, Ended};
 use crate::http::hops;
 use crate::io::core::Common;
 use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
-use crate::io::setup::Setup;
+use crate::io::setup::{Doors, Setup};
 use crate::route::table::Table;
 use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::Slots;
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
+use inherit::{Again, Inherited};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -114,8 +118,8 @@ impl Renewal {
             warm: warm_entries(&common, shards)?,
             background: new.upstreams.iter().map(background_max).collect(),
             // Last, since nothing may fail once addresses are taken.
-            bound: listener::bind(&listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?,
-            listen,
+            bound: listener::bind(&listen, shards, Vec::new())
+                .map_err(|(addr, error)| BootError::Listen { addr, error })?,
             common,
         };
         Ok(Planned { plan: Plan(Arc::new(setup)), endpoints })
@@ -134,10 +138,19 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
     let endpoints = resolve(&config, &[])?;
-    let admin =
-        Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
-    let bound =
-        listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
+    let again = Again::new();
+    let mut inherited = Inherited::take()?;
+    let admin = match inherited.of(&config.admin) {
+        Some(socket) => Listener::adopt(&config.admin, inherit::into_fd(socket)),
+        None => Listener::bind(&config.admin),
+    };
+    let admin = admin.map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
+    let mut bound = listener::bind(&config.server.listen, shards, inherited.sockets)
+        .map_err(|(addr, error)| BootError::Listen { addr, error })?;
+    let handover = inherited.before.map(|stream| {
+        let held_back = bound.iter_mut().map(std::mem::take).collect();
+        Handover { doors: Plan(Arc::new(Doors(held_back))), stream }
+    });
     let shared: Arc<[ShardShared]> = {
         let room = config.warm.len().max(limits::WARM_LISTS_MIN);
         (0..shards).map(|_| ShardShared::new(room)).collect()
@@ -178,10 +191,15 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         endpoints,
         on_drain: Box::new(|| ()),
         renew: Arc::new(Renewal { load, first: common }),
+        successor: Arc::new(again),
+        handover,
         signals: true,
     };
     let (ended, listen) = control.run()?;
-    listener::remove_files(&listen);
+    // What is handed over is another process's.
+    if ended != Ended::HandedOver {
+        listener::remove_files(&listen);
+    }
     Ok(ended)
 }
 

@@ -60,6 +60,10 @@ pub enum Command {
     ///
     /// Returns once every shard serves by the new one; on any mistake the old one stays in force, and the exit code is 2.
     Reload(ReloadArgs),
+    /// Replace a running gateway by the program that is installed now, without a refused or broken connection
+    ///
+    /// Returns once the new process accepts; when it does not get ready in time, the old one goes on, and the exit code is 2.
+    Upgrade(ReloadArgs),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -209,6 +213,7 @@ mod tests {
             "warm -",
             "status --json",
             "reload --admin :1",
+            "upgrade",
         ] {
             assert!(parsed(&format!("pilotlight {line}")).is_ok(), "{line}");
         }

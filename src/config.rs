@@ -86,6 +86,8 @@ pub struct Server {
     /// Longest time without progress while a request body is read or a response written. Default 60 s.
     pub body_timeout: Duration,
     pub drain_timeout: Duration,
+    /// How long an upgrade waits for the new process to be ready. Default 2 min.
+    pub upgrade_timeout: Duration,
     /// How long a request that is passed on goes on when its client has closed its sending side. Default 1 s.
     pub half_close_timeout: Duration,
     /// Connections over all shards; beyond it new ones are closed at once. Default 20 000, cut to the fd limit.

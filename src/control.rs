@@ -14,25 +14,28 @@ pub mod recorder;
 pub mod reload;
 mod scrape;
 mod servers;
+mod service;
 mod status;
 #[cfg(test)]
 mod strict;
+pub mod upgrade;
 pub mod url;
 pub mod watchdog;
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
 use crate::base::current::Current;
 use crate::config::{Addr, Config, Endpoint};
@@ -42,6 +45,7 @@ use listener::Listener;
 use recorder::Recorder;
 use reload::Renew;
 use servers::Servers;
+use upgrade::{Handover, Successor};
 use watchdog::{Finding, Watchdog};
 
 /// How often the watchdog looks at the heartbeats.
@@ -65,7 +69,10 @@ pub struct Control {
     pub on_drain: Box<dyn Fn() + Send>,
     /// Where new configurations come from.
     pub renew: Arc<dyn Renew>,
-    /// Whether to take SIGTERM, SIGINT and SIGHUP.
+    pub successor: Arc<dyn Successor>,
+    /// This process replaces another one: nothing is accepted before all is ready.
+    pub handover: Option<Handover>,
+    /// Whether to take SIGTERM, SIGINT, SIGHUP and SIGUSR2.
     pub signals: bool,
 }
 
@@ -74,6 +81,8 @@ pub struct Control {
 pub enum Ended {
     /// Every shard finished what it had.
     Drained,
+    /// Every shard finished what it had, or `drain_timeout` passed, and another process serves.
+    HandedOver,
     /// `drain_timeout` passed, and some shard was not done.
     TimedOut,
     /// A second signal asked not to wait.
@@ -89,8 +98,12 @@ struct State {
     recorder: Recorder,
     /// What the shards have, as far as they took their mail.
     config: Current<Config>,
-    servers: Current<Rc<Servers>>,
+    servers: RefCell<Rc<Servers>>,
     renew: Arc<dyn Renew>,
+    successor: Arc<dyn Successor>,
+    /// The process that accepts instead of this one.
+    successor_pid: Cell<Option<u32>>,
+    handed_over: Notify,
     /// Of the configuration; 1 is the first.
     generation: Cell<u64>,
     /// Why the last reload failed, if it did.
@@ -107,6 +120,10 @@ struct State {
 impl State {
     fn shared(&self) -> &[ShardShared] {
         self.shards.shared()
+    }
+
+    fn servers(&self) -> Rc<Servers> {
+        Rc::clone(&self.servers.borrow())
     }
 
     fn next_id(&self) -> u64 {
@@ -131,15 +148,15 @@ impl Control {
         assert_eq!(self.shards.count(), self.shards.shared().len(), "each shard shares its numbers");
         let mut signals = Signals::new(self.signals, &[SIGTERM, SIGINT])?;
         let hangup = Signals::new(self.signals, &[SIGHUP])?;
+        let upgrade = Signals::new(self.signals, &[SIGUSR2])?;
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            servers: Current::new(Arc::new(Rc::new(Servers::new(
-                self.shards.clone(),
-                self.config.clone(),
-                self.endpoints,
-            )))),
+            servers: RefCell::new(Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints))),
             renew: self.renew,
+            successor: self.successor,
+            successor_pid: Cell::new(None),
+            handed_over: Notify::new(),
             generation: Cell::new(1),
             reload_error: RefCell::new(None),
             shards: self.shards,
@@ -153,12 +170,40 @@ impl Control {
         });
         tokio::task::spawn_local(watch(state.clone()));
         tokio::task::spawn_local(hangups(state.clone(), hangup));
-        state.servers.spawn(Rc::new(servers::System));
+        tokio::task::spawn_local(upgrades(state.clone(), upgrade));
+        state.servers().spawn(Rc::new(servers::System));
         tokio::select! {
-            failed = admin::serve(self.listener, state.clone()) => match failed? {},
+            failed = serve(self.listener, self.handover, &state) => match failed? {},
             ended = life(&state, &mut signals, self.on_drain) => Ok((ended, state.config.server.listen.clone())),
         }
     }
+}
+
+/// Says that all is ready and answers on the admin address, until another process does.
+async fn serve(listener: Listener, handover: Option<Handover>, state: &Rc<State>) -> io::Result<Infallible> {
+    match handover {
+        Some(handover) => {
+            if !upgrade::take_over(state, handover).await {
+                tracing::error!("the process before does not wait any more: this one ends");
+                state.drain_requested.notify_one();
+                return std::future::pending().await;
+            }
+            service::ready(state.generation.get());
+        }
+        None => drop(tokio::task::spawn_local(say_ready(state.clone()))),
+    }
+    tokio::select! {
+        failed = admin::serve(listener, state.clone()) => failed,
+        () = state.handed_over.notified() => std::future::pending().await,
+    }
+}
+
+/// The service manager waits for shards that accept, not for warm lists: those may take as long as the upstreams do.
+async fn say_ready(state: Rc<State>) {
+    while !state.shared().iter().all(|shared| shared.ready.load(Acquire)) {
+        tokio::time::sleep(END_CHECK_EVERY).await;
+    }
+    service::ready(state.generation.get());
 }
 
 /// Waits for the wish to end, then for the end.
@@ -171,14 +216,19 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
     let drain_timeout = state.config.server.drain_timeout;
     tracing::info!(timeout = ?drain_timeout, "draining");
     state.draining.set(true);
+    let handed_over = state.successor_pid.get().is_some();
+    if !handed_over {
+        service::stopping();
+    }
     on_drain();
     let drained = async {
-        tokio::join!(dispatch::drain(state), all_ended(state));
+        let command = if handed_over { link::Command::Leave } else { link::Command::Drain };
+        tokio::join!(dispatch::drain(state, &command), all_ended(state));
     };
     tokio::select! {
-        () = drained => Ended::Drained,
+        () = drained => if handed_over { Ended::HandedOver } else { Ended::Drained },
         () = signals.next() => Ended::Forced,
-        () = tokio::time::sleep(drain_timeout) => Ended::TimedOut,
+        () = tokio::time::sleep(drain_timeout) => if handed_over { Ended::HandedOver } else { Ended::TimedOut },
     }
 }
 
@@ -193,6 +243,14 @@ async fn hangups(state: Rc<State>, mut signals: Signals) {
     loop {
         signals.next().await;
         let _ = reload::reload(&state).await;
+    }
+}
+
+/// SIGUSR2 asks for an upgrade.
+async fn upgrades(state: Rc<State>, mut signals: Signals) {
+    loop {
+        signals.next().await;
+        let _ = upgrade::upgrade(&state).await;
     }
 }
 
@@ -230,10 +288,27 @@ async fn watch(state: Rc<State>) {
     let mut watchdog = Watchdog::new(state.shards.count(), state.shards.now_mono_ms());
     let mut ticks = tokio::time::interval(WATCH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    if let Some(every) = service::watchdog_every() {
+        tokio::task::spawn_local(show_life(state.clone(), every));
+    }
     loop {
         ticks.tick().await;
         for finding in watchdog.check(state.shards.now_mono_ms(), state.shared().iter().map(heartbeat)) {
             log(finding);
+        }
+    }
+}
+
+/// The service manager sees life only while every shard goes round.
+async fn show_life(state: Rc<State>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now_ms = state.shards.now_mono_ms();
+        let beats = |beat_ms: u64| now_ms.saturating_sub(beat_ms) <= watchdog::STALLED_AFTER_MS;
+        if state.shared().iter().filter_map(heartbeat).all(beats) {
+            service::alive();
         }
     }
 }

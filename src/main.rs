@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Purge(args) => asked(ask::purge(&args)),
         Command::Warm(args) => asked(ask::warm(&args)),
         Command::Status(args) => asked(ask::status(&args)),
+        Command::Upgrade(args) => asked(ask::upgrade(&args)),
         Command::Reload(args) => asked(ask::reload(&args)),
     }
 }

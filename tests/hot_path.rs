@@ -171,7 +171,7 @@ fn gateway(origin: SocketAddr) -> SocketAddr {
          [upstreams.app]\nservers = [\"{origin}\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n"
     );
     let config = load::parse("test", &config, &Overrides::default()).expect("a good configuration");
-    thread::spawn(move || boot::serve(config));
+    thread::spawn(move || boot::serve(config.clone(), Box::new(move || Ok(config.clone()))));
     for _ in 0..200 {
         if TcpStream::connect(listen).is_ok() {
             return listen;

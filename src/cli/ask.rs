@@ -13,6 +13,8 @@ use crate::config::addr::parse_connect;
 
 /// From connecting to the last byte of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// For an upgrade, which lasts until the new process is ready; the gateway ends it by server.upgrade_timeout.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -80,6 +82,12 @@ pub fn reload(args: &ReloadArgs) -> Result<String, AskError> {
     Ok(pretty(&answer))
 }
 
+/// `pilotlight upgrade`: what to print.
+pub fn upgrade(args: &ReloadArgs) -> Result<String, AskError> {
+    let answer = ask_within(&args.admin.admin, "POST", "/upgrade", b"", UPGRADE_TIMEOUT)?;
+    Ok(pretty(&answer))
+}
+
 fn or_else(answer: &str, empty: &str) -> String {
     if answer.trim().is_empty() { empty.to_owned() } else { pretty(answer) }
 }
@@ -105,9 +113,13 @@ fn percent_encode(text: &str) -> String {
 
 /// The body of a 2xx answer.
 fn ask(admin: &str, method: &str, target: &str, body: &[u8]) -> Result<String, AskError> {
+    ask_within(admin, method, target, body, TIMEOUT)
+}
+
+fn ask_within(admin: &str, method: &str, target: &str, body: &[u8], within: Duration) -> Result<String, AskError> {
     let addr = parse_connect(admin).map_err(|message| AskError::Usage(format!("--admin: {message}")))?;
     let unreachable = |error: io::Error| AskError::Unreachable { admin: admin.to_owned(), why: explain(&error) };
-    let answer = request(&addr, method, target, &[], body, TIMEOUT).map_err(unreachable)?;
+    let answer = request(&addr, method, target, &[], body, within).map_err(unreachable)?;
     let text = String::from_utf8_lossy(&answer.body).into_owned();
     if (200..300).contains(&answer.status) {
         return Ok(text);

@@ -146,6 +146,7 @@ fn server(
         idle_timeout: file.idle_timeout.map_or(Duration::from_secs(180), |time| time.0),
         header_timeout: file.header_timeout.map_or(Duration::from_secs(30), |time| time.0),
         body_timeout: file.body_timeout.map_or(Duration::from_secs(60), |time| time.0),
+        upgrade_timeout: file.upgrade_timeout.map_or(Duration::from_secs(120), |time| time.0),
         drain_timeout: file.drain_timeout.map_or(Duration::from_secs(30), |time| time.0),
         half_close_timeout: file.half_close_timeout.map_or(Duration::from_secs(1), |time| time.0),
         max_connections: file.max_connections.map_or(CONNECTIONS_DEFAULT, std::num::NonZeroUsize::get),

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::dispatch::{self, DispatchError};
 use super::link::Selector;
 use super::listener::Listener;
-use super::{State, reload, scrape, status, url};
+use super::{State, reload, scrape, status, upgrade, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
 const CONNECTIONS_MAX: usize = 64;
@@ -87,7 +87,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
         "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
-        "/purge" | "/warm" | "/drain" | "/reload" => "POST",
+        "/purge" | "/warm" | "/drain" | "/reload" | "/upgrade" => "POST",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
     if !allowed.split(", ").any(|method| method == request.method()) {
@@ -120,6 +120,7 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
         "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
         "/warm" => warm(state, request).await,
         "/reload" => reload(state).await,
+        "/upgrade" => upgrade(state).await,
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
@@ -141,6 +142,15 @@ async fn reload(state: &State) -> Reply {
             };
             error(code, label, &why.to_string())
         }
+    }
+}
+
+async fn upgrade(state: &State) -> Reply {
+    use upgrade::UpgradeError::{Busy, Draining};
+    match upgrade::upgrade(state).await {
+        Ok(pid) => reply_json(StatusCode::OK, &json!({ "pid": pid })),
+        Err(why @ (Busy | Draining)) => error(StatusCode::SERVICE_UNAVAILABLE, "busy", &why.to_string()),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "not_upgraded", &why.to_string()),
     }
 }
 

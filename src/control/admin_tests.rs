@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::super::reload::{Planned, Renew};
+use super::super::upgrade::{Started, Successor};
 use super::*;
 use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
@@ -44,8 +45,9 @@ impl Shards for FakeShards {
                 let acks = self.acks.clone();
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
-            Command::Drain => self.shared[shard].ended.store(true, Relaxed),
+            Command::Drain | Command::Leave => self.shared[shard].ended.store(true, Relaxed),
             Command::Warm { .. } | Command::Servers { .. } | Command::Prepare { .. } | Command::Switch { .. } => {}
+            Command::Open { .. } => {}
         }
         true
     }
@@ -77,6 +79,7 @@ fn config() -> Config {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_millis(300),
+            upgrade_timeout: Duration::from_secs(120),
             half_close_timeout: Duration::from_secs(1),
             max_connections: 1000,
             max_request_body: u64::MAX,
@@ -100,6 +103,12 @@ fn config() -> Config {
 }
 
 struct NoRenewal;
+
+impl Successor for NoRenewal {
+    fn start(&self) -> std::io::Result<Started> {
+        Err(std::io::Error::other("made by the test"))
+    }
+}
 
 impl Renew for NoRenewal {
     fn load(&self) -> Result<Config, String> {
@@ -140,6 +149,8 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         renew: Arc::new(NoRenewal),
+        successor: Arc::new(NoRenewal),
+        handover: None,
         signals,
     };
     Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap().0) }

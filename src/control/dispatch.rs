@@ -132,8 +132,8 @@ pub(super) async fn warm(state: &State, urls: Vec<(String, String)>) -> Result<(
 }
 
 /// Tells every shard to drain; a full ring is tried again for as long as the caller waits.
-pub(super) async fn drain(state: &State) {
-    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, Command::Drain)).collect();
+pub(super) async fn drain(state: &State, command: &Command) {
+    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, command.clone())).collect();
     loop {
         try_send(state, &mut unsent);
         if unsent.is_empty() {

@@ -64,8 +64,12 @@ pub enum Command {
     Prepare { id: u64, plan: Plan },
     /// Change over to a configuration that every shard is prepared for, then `Acks::complete`.
     Switch { id: u64, plan: Plan },
+    /// Begin to accept on what was held back, then `Acks::complete`.
+    Open { id: u64, plan: Plan },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
+    /// The same, but the listening sockets live on in the process that follows.
+    Leave,
 }
 
 /// A configuration with all that shards need for it; what is in it is between `boot` and the shards.

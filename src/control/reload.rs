@@ -7,10 +7,10 @@ use std::sync::Arc;
 use metrics::{counter, describe_counter, with_local_recorder};
 use tokio::time::Instant;
 
-use super::State;
 use super::dispatch::{self, ANSWER_WITHIN, DispatchError};
 use super::link::{Command, Plan};
 use super::servers::{self, Servers};
+use super::{State, service};
 use crate::base::limits::{NAMES_MAX, RELOADS_MAX};
 use crate::config::merge::merge;
 use crate::config::{Config, Endpoint};
@@ -77,7 +77,9 @@ pub(super) fn describe() {
 
 /// Reads the configuration again and puts it in force; says in the log and in metrics what came of it.
 pub(super) async fn reload(state: &State) -> Result<Reloaded, ReloadError> {
+    service::reloading();
     let result = attempt(state).await;
+    service::ready(state.generation.get());
     let label = match &result {
         Ok(Reloaded::Applied { generation }) => {
             tracing::info!(generation, "configuration reloaded");
@@ -108,7 +110,7 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     }
     let generation = state.generation.get();
     let renew = Arc::clone(&state.renew);
-    let (old, known) = (Arc::new(Config::clone(&state.config)), state.servers.endpoints());
+    let (old, known) = (Arc::new(Config::clone(&state.config)), state.servers().endpoints());
     let planned = waited(move || {
         let new = renew.load()?;
         let new = merge(&old, new, NAMES_MAX).map_err(|error| error.to_string())?;
@@ -131,10 +133,10 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     // From here on there is no way back: a shard that is late changes over as soon as it takes its mail.
     let id = state.next_id();
     let changed = dispatch::all(state, id, deadline, || Command::Switch { id, plan: plan.clone() }).await;
-    state.servers.stop();
+    state.servers().stop();
     state.config.replace(Arc::clone(&config));
-    state.servers.replace(Arc::new(Rc::new(Servers::new(state.shards.clone(), config, endpoints))));
-    state.servers.spawn(Rc::new(servers::System));
+    state.servers.replace(Rc::new(Servers::new(state.shards.clone(), config, endpoints)));
+    state.servers().spawn(Rc::new(servers::System));
     state.generation.set(generation + 1);
     changed?;
     Ok(Reloaded::Applied { generation: generation + 1 })

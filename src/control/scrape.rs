@@ -30,7 +30,7 @@ fn update(state: &State) {
             continue;
         }
         for (number, server) in upstream.servers.iter().enumerate() {
-            let up = state.servers.addresses(at, number).iter().any(|(_, up)| *up);
+            let up = state.servers().addresses(at, number).iter().any(|(_, up)| *up);
             let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
             gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
         }

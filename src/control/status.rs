@@ -196,7 +196,7 @@ fn servers(state: &State, at: usize) -> Vec<ServerStatus> {
         .map(|(number, server)| {
             let labels = [("upstream", upstream.name.as_str()), ("server", server.as_str())];
             let gauge = |name: &str| state.recorder.value(name, &labels).unwrap_or(0.0);
-            let addresses = state.servers.addresses(at, number).into_iter();
+            let addresses = state.servers().addresses(at, number).into_iter();
             ServerStatus {
                 addresses: addresses.map(|(address, up)| AddressStatus { address, up }).collect(),
                 inflight: gauge("pilotlight_upstream_server_inflight"),

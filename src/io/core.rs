@@ -78,6 +78,8 @@ pub struct Shard {
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
     pub listeners: RefCell<Vec<Listening>>,
+    /// Accepts in flight.
+    pub doors: Cell<usize>,
     unix_offset_ms: Cell<i64>,
     /// The date as last formatted, and for which second.
     date: RefCell<(u64, String)>,
@@ -126,6 +128,7 @@ impl Shard {
             connections: Cell::new(0),
             idle: Cell::new(0),
             listeners: RefCell::new(Vec::new()),
+            doors: Cell::new(0),
             unix_offset_ms: Cell::new(0),
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
@@ -335,7 +338,9 @@ impl Shard {
             }
             Command::Prepare { id, plan } => self.prepare(id, &plan),
             Command::Switch { id, plan } => self.switch(id, &plan),
-            Command::Drain => self.start_drain(),
+            Command::Open { id, plan } => self.open(id, &plan),
+            Command::Drain => self.start_drain(true),
+            Command::Leave => self.start_drain(false),
         }
     }
 
@@ -348,11 +353,12 @@ impl Shard {
         self.with_state(|state| state.warm_once(Arc::new(query), now));
     }
 
-    fn start_drain(self: &Rc<Self>) {
+    /// With `close` the addresses are given up; without it another process accepts on them.
+    fn start_drain(self: &Rc<Self>, close: bool) {
         if self.draining.replace(true) {
             return;
         }
-        listener::stop(self, true, |_| true);
+        listener::stop(self, close, |_| true);
         self.deadlines.hasten_idle(self.mono_ms() + downstream::DRAIN_IDLE_MS);
     }
 

@@ -41,6 +41,36 @@ pub enum Bound {
 }
 
 impl Bound {
+    /// A listening socket that came from elsewhere.
+    ///
+    /// # Errors
+    /// When it is neither TCP nor a unix socket with a path.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let tcp = std::net::TcpListener::from(socket);
+        if tcp.local_addr().is_ok() {
+            tcp.set_nonblocking(true)?;
+            return Ok(Self::Tcp(tcp));
+        }
+        let unix = StdUnixListener::from(OwnedFd::from(tcp));
+        unix.set_nonblocking(true)?;
+        Ok(Self::Unix(unix))
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When it is a unix socket without a path.
+    pub fn addr(&self) -> io::Result<Addr> {
+        match self {
+            Self::Tcp(listener) => Ok(Addr::Tcp(listener.local_addr()?)),
+            Self::Unix(listener) => {
+                let addr = listener.local_addr()?;
+                let path = addr.as_pathname().ok_or_else(|| io::Error::other("a unix socket without a path"))?;
+                Ok(Addr::Unix(path.to_owned()))
+            }
+        }
+    }
+
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
@@ -58,13 +88,21 @@ pub struct Listening {
     stopped: Rc<Cell<bool>>,
 }
 
-/// Binds every address for every shard: `[shard][address]`.
+/// Binds every address for every shard, by shard; where there are `inherited` sockets, those are used and none is bound. All of them are,
+/// or the connections that the kernel puts into the others would wait for ever: so a shard may get several of one address.
 ///
 /// # Errors
 /// The address, and why the system refused it.
-pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
+pub fn bind(addrs: &[Addr], shards: usize, inherited: Vec<Bound>) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
     let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut inherited: Vec<(Addr, Bound)> =
+        inherited.into_iter().filter_map(|bound| Some((bound.addr().ok()?, bound))).collect();
     for addr in addrs {
+        let own: Vec<Bound> = inherited.extract_if(.., |(of, _)| of == addr).map(|(_, bound)| bound).collect();
+        if !own.is_empty() {
+            deal(own, &mut bound).map_err(|error| (addr.clone(), error))?;
+            continue;
+        }
         let sockets = patiently(|| match addr {
             Addr::Tcp(socket_addr) => bind_tcp(*socket_addr, shards),
             Addr::Unix(path) => bind_unix(path, shards),
@@ -76,6 +114,18 @@ pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io:
         }
     }
     Ok(bound)
+}
+
+/// Every socket to a shard, and a socket to every shard: one that would get none shares one.
+fn deal(sockets: Vec<Bound>, shards: &mut [Vec<Bound>]) -> io::Result<()> {
+    let count = shards.len();
+    for (at, shard) in shards.iter_mut().enumerate().skip(sockets.len()) {
+        shard.push(sockets[at % sockets.len()].try_clone()?);
+    }
+    for (at, socket) in sockets.into_iter().enumerate() {
+        shards[at % count].push(socket);
+    }
+    Ok(())
 }
 
 /// The kernel takes down the ring of a killed process behind its back, and its listeners with it: so an address that is taken is
@@ -147,18 +197,16 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts accepting on what was bound for `addrs`, in their order.
+/// Starts accepting.
 ///
 /// # Errors
 /// When the runtime refuses a listener.
-pub fn start(shard: &Rc<Shard>, addrs: &[Addr], bound: Vec<Bound>) -> io::Result<()> {
-    for (addr, listener) in addrs.iter().zip(bound) {
-        start_one(shard, addr, listener)?;
-    }
-    Ok(())
+pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
+    bound.into_iter().try_for_each(|bound| start_one(shard, bound))
 }
 
-fn start_one(shard: &Rc<Shard>, addr: &Addr, bound: Bound) -> io::Result<()> {
+fn start_one(shard: &Rc<Shard>, bound: Bound) -> io::Result<()> {
+    let addr = bound.addr()?;
     let (fd, family) = match &bound {
         Bound::Tcp(listener) => (listener.as_raw_fd(), Family::Tcp),
         Bound::Unix(listener) => (listener.as_raw_fd(), Family::Unix),
@@ -176,7 +224,7 @@ fn start_one(shard: &Rc<Shard>, addr: &Addr, bound: Bound) -> io::Result<()> {
                 .for_each(|_| drop(monoio::spawn(accept_unix(Door::new(shard, &listener, &canceller, &stopped)))));
         }
     }
-    shard.listeners.borrow_mut().push(Listening { addr: addr.clone(), fd, family, canceller, stopped });
+    shard.listeners.borrow_mut().push(Listening { addr, fd, family, canceller, stopped });
     Ok(())
 }
 
@@ -207,14 +255,21 @@ struct Door<L> {
 impl<L> Door<L> {
     fn new(shard: &Rc<Shard>, accept: &Rc<L>, canceller: &Canceller, stopped: &Rc<Cell<bool>>) -> Self {
         let (shard, accept, stopped) = (Rc::clone(shard), Rc::clone(accept), Rc::clone(stopped));
+        shard.doors.set(shard.doors.get() + 1);
         Self { shard, accept, cancel: canceller.handle(), stopped }
+    }
+}
+
+impl<L> Drop for Door<L> {
+    fn drop(&mut self) {
+        self.shard.doors.set(self.shard.doors.get() - 1);
     }
 }
 
 // An accept that is cancelled may have taken a connection all the same: it is served like any other.
 
 async fn accept_tcp(door: Door<TcpListener>) {
-    let shard = door.shard;
+    let shard = Rc::clone(&door.shard);
     while !door.stopped.get() {
         match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, peer)) => match emptier(&shard) {
@@ -227,7 +282,7 @@ async fn accept_tcp(door: Door<TcpListener>) {
 }
 
 async fn accept_unix(door: Door<UnixListener>) {
-    let shard = door.shard;
+    let shard = Rc::clone(&door.shard);
     while !door.stopped.get() {
         match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, _)) => match emptier(&shard) {

@@ -117,8 +117,7 @@ async fn drive(start: Start) -> io::Result<()> {
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
-    let addrs = shard.common.config.server.listen.clone();
-    listener::start(&shard, &addrs, bound)?;
+    listener::start(&shard, bound)?;
     spin::start(&shard)?;
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
@@ -178,8 +177,9 @@ async fn tick(shard: &Rc<Shard>) {
         upstream::tick(shard);
         shard.measure();
         shard.publish(now);
-        // Those on their way from another shard count.
-        if shard.draining.get() && shard.common.clients[shard.id].load(Ordering::Relaxed) == 0 {
+        // Those on their way from another shard count, and so does what an accept in flight may still take.
+        if shard.draining.get() && shard.doors.get() == 0 && shard.common.clients[shard.id].load(Ordering::Relaxed) == 0
+        {
             return;
         }
     }

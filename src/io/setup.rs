@@ -7,7 +7,6 @@
 use super::core::{self, Common, Shard};
 use super::listener::{self, Bound};
 use super::upstream::Upstream;
-use crate::config::Addr;
 use crate::control::link::Plan;
 use crate::shard::slots::Slots;
 use crate::shard::state::RoutePolicy;
@@ -29,9 +28,11 @@ pub struct Setup {
     /// For each upstream.
     pub background: Vec<u32>,
     /// Listeners that are new.
-    pub listen: Vec<Addr>,
     pub bound: Vec<Vec<Bound>>,
 }
+
+/// By shard, what to listen on when everything else is ready.
+pub struct Doors(pub Vec<Vec<Bound>>);
 
 impl Shard {
     pub(super) fn prepare(self: &Rc<Self>, id: u64, plan: &Plan) {
@@ -84,11 +85,23 @@ impl Shard {
             return;
         }
         listener::stop(self, true, |addr| !setup.common.config.server.listen.contains(addr));
-        for (addr, bound) in setup.listen.iter().zip(&setup.bound[self.id]) {
-            let started = bound.try_clone().and_then(|bound| listener::start(self, &[addr.clone()], vec![bound]));
+        self.listen(&setup.bound[self.id]);
+    }
+
+    fn listen(self: &Rc<Self>, bound: &[Bound]) {
+        for bound in bound {
+            let started = bound.try_clone().and_then(|bound| listener::start(self, vec![bound]));
             if let Err(error) = started {
-                tracing::error!(shard = self.id, %addr, %error, "cannot accept on the new listener");
+                tracing::error!(shard = self.id, ?bound, %error, "cannot accept on a listener");
             }
         }
+    }
+
+    /// Starts accepting on what was held back until the gateway is ready.
+    pub(super) fn open(self: &Rc<Self>, id: u64, plan: &Plan) {
+        if let Some(Doors(bound)) = plan.0.downcast_ref::<Doors>() {
+            self.listen(&bound[self.id]);
+        }
+        self.common.acks.complete(self.id, id, 0);
     }
 }

@@ -240,6 +240,18 @@ mod tests {
         Fleet::new((0..servers).map(endpoint).collect(), 10_000, ejection, 0)
     }
 
+    #[test]
+    fn a_server_that_stays_is_the_same_one_wherever_it_stands() {
+        let mut fleet = fleet(2, None);
+        let second = ids(&fleet)[1];
+        fleet.started(second);
+        let moved = Endpoint { server: 0, ..endpoint(1) };
+        fleet.reconfigure(vec![moved, Endpoint { server: 1, ..endpoint(7) }], 0, None, 5);
+        let first = &fleet.members()[0];
+        assert_eq!((first.id, first.endpoint.server, first.inflight), (second, 0, 1));
+        assert!(fleet.members()[1].id > second, "the other one is new");
+    }
+
     fn ids(fleet: &Fleet) -> Vec<MemberId> {
         fleet.members().iter().map(|m| m.id).collect()
     }

@@ -190,6 +190,18 @@ mod tests {
     }
 
     #[test]
+    fn other_limits_hold_for_who_comes_next() {
+        let mut slots = slots(Some(1), 1);
+        let asked: Vec<_> = (0..4).map(|at| slots.claim(asker(at), 0, Foreground)).collect();
+        assert_eq!(asked, [SlotClaim::Granted, SlotClaim::Queued, SlotClaim::Queued, SlotClaim::Queued]);
+        assert_eq!(slots.reconfigure(&self::slots(Some(3), 1)), [asker(1), asker(2)], "more room lets more in");
+        assert!(slots.reconfigure(&self::slots(Some(1), 1)).is_empty());
+        assert!(slots.release(0, Foreground).is_empty(), "less room takes nothing from who has it");
+        assert!(slots.release(0, Foreground).is_empty());
+        assert_eq!(slots.release(0, Foreground), [asker(3)]);
+    }
+
+    #[test]
     fn a_full_queue_says_so_and_who_left_is_not_served() {
         let mut slots = Slots::new(Some(1), 1, 1, HashMap::new());
         assert_eq!(slots.claim(asker(0), 0, Foreground), SlotClaim::Granted);

@@ -236,6 +236,30 @@ mod tests {
     }
 
     #[test]
+    fn other_lists_leave_the_standing_of_what_stays() {
+        let mut warm = warm(3, 2);
+        for (at, lease) in [(0, 1), (1, 2)] {
+            assert_eq!(warm.next(0), Some(at));
+            warm.started(at, LeaseId(lease));
+        }
+        warm.ended(LeaseId(1));
+        warm.fresh(0, 5, 60_000, 5);
+        // The first goes to the end, the second is still being fetched, the third is gone.
+        let kept = [1, 0].map(|at: usize| {
+            let Entry { query, list, upstream, .. } = &warm.entries[at];
+            Entry::new(Arc::clone(query), *list, *upstream)
+        });
+        warm.replace(kept.to_vec(), vec![2], 10);
+        assert_eq!(warm.lists(1)[0], ListState { total: 2, filled: 1, oldest_mono_ms: Some(5) });
+        assert_eq!(warm.next(10), Some(1), "looked at again, since its policy may be another one");
+        warm.fresh(1, 5, 60_000, 10);
+        assert_eq!(warm.next(20), None, "the other one is not fetched twice");
+        assert_eq!(warm.ended(LeaseId(2)), Some(0));
+        warm.fresh(0, 20, 60_000, 20);
+        assert_eq!(warm.lists(1)[0].filled, 2);
+    }
+
+    #[test]
     fn a_purge_makes_an_entry_due_once() {
         let mut warm = warm(1, 1);
         assert_eq!(warm.next(0), Some(0));

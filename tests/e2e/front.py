@@ -41,12 +41,12 @@ def caddy(gateway_port, directory):
 class Rate:
     """So many requests a second in a process of its own, from now on; `report` waits for its end."""
 
-    def __init__(self, port, targets, directory, rate, seconds, connections=50):
+    def __init__(self, port, targets, directory, rate, seconds, connections=50, new_connections=False):
         self.json, urls = Path(directory) / f"rate-{port}.json", Path(directory) / f"rate-{port}.urls"
         urls.write_text("".join(target + "\n" for target in targets))
         self.seconds = seconds
         self.process = subprocess.Popen(
-            [binary(), "bench", f"http://127.0.0.1:{port}/", "--rate", str(rate), "-c", str(connections), "-d",
+            [binary(), "bench", *(["--new-connections"] if new_connections else []), f"http://127.0.0.1:{port}/", "--rate", str(rate), "-c", str(connections), "-d",
              f"{seconds}s", "--warmup", "0s", "--timeout", "10s", "--urls", str(urls), "--json", str(self.json)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
