@@ -1,6 +1,6 @@
 //! A buffered source of bytes, and the body of one message read from it according to its framing.
 
-use super::core::Shard;
+use super::core::{LARGE_READ_BYTES, Shard};
 use super::deadlines::{DeadlineKey, Expiry};
 use super::stream::ReadHalf;
 use crate::http::chunked::Decoder;
@@ -87,10 +87,14 @@ impl Source {
             self.start = 0;
         }
         if self.buf.capacity() - self.buf.len() < room {
-            // Exactly, where it is the first: idle connections keep this buffer.
-            let mut larger =
-                if self.buf.capacity() == 0 { self.shard.take_idle_buffer(room) } else { self.shard.take_buffer() };
-            larger.reserve(self.buf.len() + room);
+            let bytes = self.buf.len() + room;
+            let mut larger = match () {
+                // Exactly: idle connections keep this buffer.
+                () if self.buf.capacity() == 0 => self.shard.take_idle_buffer(room),
+                () if bytes <= LARGE_READ_BYTES => self.shard.take_idle_buffer(LARGE_READ_BYTES),
+                () => self.shard.take_buffer(),
+            };
+            larger.reserve(bytes);
             larger.extend_from_slice(&self.buf);
             self.shard.put_buffer(std::mem::replace(&mut self.buf, larger));
         }

@@ -102,7 +102,6 @@ pub const SMALL_READ_BYTES: usize = 1280;
 /// The same where the last request did not fit in, and for connections to upstreams.
 pub const LARGE_READ_BYTES: usize = 4096;
 const BUFFERS_MAX: usize = 64;
-const BUFFER_BYTES_MIN: usize = 2 * SMALL_READ_BYTES;
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
@@ -187,7 +186,7 @@ impl Shard {
 
     /// A buffer to write into; give it back with `put_buffer`, so that idle connections hold none.
     pub fn take_buffer(&self) -> Vec<u8> {
-        self.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MIN))
+        self.buffers.borrow_mut().pop().unwrap_or_default()
     }
 
     pub fn put_buffer(&self, mut buffer: Vec<u8>) {
