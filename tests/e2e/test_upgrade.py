@@ -152,11 +152,11 @@ def test_a_new_process_that_cannot_start_changes_nothing(origin):
     with Upgraded(origin) as gateway:
         old, file = gateway.pid, Path(gateway.config_path)
         good = file.read_text()
-        file.write_text(good.replace("[[routes]]", "[[rutes]]"))
+        file.write_text(good.replace("ttl = ", "tll = "))
         done = gateway.upgrade()
         assert done.returncode == 2 and "ended before it was ready" in done.stderr
         assert gateway.serving() == old and gateway.get("/x").status == 200
-        assert "unknown key `rutes`" in gateway.log
+        assert "unknown key `tll`" in gateway.log
         file.write_text(good)
         assert gateway.upgrade().returncode == 0
         assert gateway.serving() != old
