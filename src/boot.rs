@@ -138,8 +138,8 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
     let endpoints = resolve(&config, &[])?;
-    let again = Again::new();
     let mut inherited = Inherited::take()?;
+    let (kept, again) = (inherited.kept, Again::new(inherited.kept));
     let admin = match inherited.of(&config.admin) {
         Some(socket) => Listener::adopt(&config.admin, inherit::into_fd(socket)),
         None => Listener::bind(&config.admin),
@@ -193,11 +193,12 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         renew: Arc::new(Renewal { load, first: common }),
         successor: Arc::new(again),
         handover,
+        sockets_kept: kept,
         signals: true,
     };
     let (ended, listen) = control.run()?;
     // What is handed over is another process's.
-    if ended != Ended::HandedOver {
+    if ended != Ended::HandedOver && !kept {
         listener::remove_files(&listen);
     }
     Ok(ended)

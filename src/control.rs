@@ -72,6 +72,8 @@ pub struct Control {
     pub successor: Arc<dyn Successor>,
     /// This process replaces another one: nothing is accepted before all is ready.
     pub handover: Option<Handover>,
+    /// Somebody else keeps the listening sockets: they must not be shut down.
+    pub sockets_kept: bool,
     /// Whether to take SIGTERM, SIGINT, SIGHUP and SIGUSR2.
     pub signals: bool,
 }
@@ -174,7 +176,7 @@ impl Control {
         state.servers().spawn(Rc::new(servers::System));
         tokio::select! {
             failed = serve(self.listener, self.handover, &state) => match failed? {},
-            ended = life(&state, &mut signals, self.on_drain) => Ok((ended, state.config.server.listen.clone())),
+            ended = life(&state, &mut signals, self.on_drain, self.sockets_kept) => Ok((ended, state.config.server.listen.clone())),
         }
     }
 }
@@ -207,7 +209,7 @@ async fn say_ready(state: Rc<State>) {
 }
 
 /// Waits for the wish to end, then for the end.
-async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>) -> Ended {
+async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, sockets_kept: bool) -> Ended {
     tokio::select! {
         () = signals.next() => {}
         () = state.drain_requested.notified() => {}
@@ -222,7 +224,7 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
     }
     on_drain();
     let drained = async {
-        let command = if handed_over { link::Command::Leave } else { link::Command::Drain };
+        let command = if handed_over || sockets_kept { link::Command::Leave } else { link::Command::Drain };
         tokio::join!(dispatch::drain(state, &command), all_ended(state));
     };
     tokio::select! {

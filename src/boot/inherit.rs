@@ -16,6 +16,8 @@ use std::process::Command;
 
 /// The descriptor of the stream to the process before, then those of the sockets, with commas between.
 const VARIABLE: &str = "PILOTLIGHT_INHERIT";
+/// Set when a service manager keeps the sockets.
+const KEPT: &str = "PILOTLIGHT_INHERIT_KEPT";
 /// What was meant for the process before, by its id.
 const NOT_FOR_THE_NEXT: [&str; 5] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", VARIABLE];
 
@@ -25,6 +27,8 @@ pub struct Inherited {
     pub sockets: Vec<Bound>,
     /// To the process that this one replaces.
     pub before: Option<UnixStream>,
+    /// A service manager keeps the sockets and gives them to whoever comes next: they are not to be shut down, nor their files removed.
+    pub kept: bool,
 }
 
 impl Inherited {
@@ -40,10 +44,11 @@ impl Inherited {
             let [stream, sockets @ ..] = &fds[..] else { return Ok(Self::default()) };
             let before = UnixStream::from(own(*stream)?);
             before.set_nonblocking(true)?;
-            return Ok(Self { sockets: adopted(sockets)?, before: Some(before) });
+            let kept = std::env::var_os(KEPT).is_some();
+            return Ok(Self { sockets: adopted(sockets)?, before: Some(before), kept });
         }
         let fds: Vec<RawFd> = sd_notify::listen_fds()?.collect();
-        Ok(Self { sockets: adopted(&fds)?, before: None })
+        Ok(Self { sockets: adopted(&fds)?, before: None, kept: !fds.is_empty() })
     }
 
     /// The first socket with this address.
@@ -89,13 +94,14 @@ fn is_listening(fd: RawFd) -> bool {
 pub struct Again {
     program: io::Result<PathBuf>,
     arguments: Vec<OsString>,
+    kept: bool,
 }
 
 impl Again {
     /// To be called at the start: later another file may have the name.
     #[must_use]
-    pub fn new() -> Self {
-        Self { program: std::env::current_exe(), arguments: std::env::args_os().skip(1).collect() }
+    pub fn new(kept: bool) -> Self {
+        Self { kept, program: std::env::current_exe(), arguments: std::env::args_os().skip(1).collect() }
     }
 }
 
@@ -113,6 +119,9 @@ impl Successor for Again {
             command.env_remove(name);
         }
         command.env(VARIABLE, named.join(","));
+        if self.kept {
+            command.env(KEPT, "1");
+        }
         // SAFETY: between fork and exec it makes system calls alone, on memory that was made before.
         unsafe { command.pre_exec(move || pass_on(&passed)) };
         let child = command.spawn()?;

@@ -138,7 +138,7 @@ async fn reload(state: &State) -> Reply {
             let (code, label) = match &why {
                 ReloadError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "configuration_rejected"),
                 ReloadError::Busy | ReloadError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-                ReloadError::Unanswered(_) => (StatusCode::GATEWAY_TIMEOUT, "shards_unanswered"),
+                ReloadError::Unanswered(_) | ReloadError::Late(_) => (StatusCode::GATEWAY_TIMEOUT, "shards_unanswered"),
             };
             error(code, label, &why.to_string())
         }

@@ -151,6 +151,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         renew: Arc::new(NoRenewal),
         successor: Arc::new(NoRenewal),
         handover: None,
+        sockets_kept: false,
         signals,
     };
     Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap().0) }

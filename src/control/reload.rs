@@ -49,7 +49,7 @@ pub(super) enum Reloaded {
     },
 }
 
-/// Why the old configuration stays.
+/// Why the old configuration stays, or not every shard has left it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
     #[error("{0}")]
@@ -58,6 +58,9 @@ pub(super) enum ReloadError {
     Busy,
     #[error("shards {0:?} did not answer in time")]
     Unanswered(Vec<usize>),
+    /// There is no way back.
+    #[error("it is in force, but shards {0:?} have not changed over yet")]
+    Late(Vec<usize>),
     #[error("the gateway is draining")]
     Draining,
 }
@@ -88,6 +91,10 @@ pub(super) async fn reload(state: &State) -> Result<Reloaded, ReloadError> {
         Ok(Reloaded::Unchanged { generation }) => {
             tracing::info!(generation, "configuration reloaded: nothing has changed");
             "unchanged"
+        }
+        Err(error @ ReloadError::Late(_)) => {
+            tracing::error!(%error, generation = state.generation.get(), "configuration reloaded");
+            "late"
         }
         Err(error) => {
             tracing::error!(%error, generation = state.generation.get(), "configuration not reloaded: the old one stays");
@@ -131,14 +138,17 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     let id = state.next_id();
     dispatch::all(state, id, deadline, || Command::Prepare { id, plan: plan.clone() }).await?;
     // From here on there is no way back: a shard that is late changes over as soon as it takes its mail.
+    // What is said of servers by their old numbers must not come after the new ones.
+    state.servers().stop();
     let id = state.next_id();
     let changed = dispatch::all(state, id, deadline, || Command::Switch { id, plan: plan.clone() }).await;
-    state.servers().stop();
     state.config.replace(Arc::clone(&config));
     state.servers.replace(Rc::new(Servers::new(state.shards.clone(), config, endpoints)));
     state.servers().spawn(Rc::new(servers::System));
     state.generation.set(generation + 1);
-    changed?;
+    if let Err(DispatchError::Unanswered(shards)) = changed {
+        return Err(ReloadError::Late(shards));
+    }
     Ok(Reloaded::Applied { generation: generation + 1 })
 }
 

@@ -278,6 +278,37 @@ def test_socket_activation(origin, tmp_path):
         assert process.wait(10) == 0
 
 
+def test_sockets_of_a_manager_outlive_the_service(origin, tmp_path):
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        held.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+        held[2].bind(f"{tmp_path}/http.sock")
+        held[2].listen()
+        text = CONFIG.replace("{dir}", str(tmp_path)).replace("{origin}", origin.address)
+        text = text.replace("{port}", str(held[0].getsockname()[1])).replace("{admin}", str(held[1].getsockname()[1]))
+        (tmp_path / "p.toml").write_text(text)
+
+        def place():
+            for at, sock in enumerate(held):
+                os.dup2(sock.fileno(), 100 + at)
+            for at in range(3):
+                os.dup2(100 + at, 3 + at)
+
+        for _ in range(2):
+            command = ["sh", "-c", 'export LISTEN_PID=$$; exec "$0" "$@"', binary(), "serve", "--config", str(tmp_path / "p.toml")]
+            # Asked before anybody runs: the manager's sockets take the connection, and the service answers it.
+            early = Connection(held[0].getsockname()[1])
+            early.send(early.request_bytes("GET", "/x"))
+            process = subprocess.Popen(command, env={**os.environ, "LISTEN_FDS": "3"}, preexec_fn=place, close_fds=False)
+            try:
+                assert early.read_response().status == 200
+                early.close()
+                assert http(f"{tmp_path}/http.sock", "GET", "/x").status == 200
+            finally:
+                process.terminate()
+                assert process.wait(15) == 0
+
+
 def accepted(port):
     try:
         with Connection(port, 5) as connection:
