@@ -153,7 +153,8 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     });
     let shared: Arc<[ShardShared]> = {
         let room = config.warm.len().max(limits::WARM_LISTS_MIN);
-        (0..shards).map(|_| ShardShared::new(room)).collect()
+        let routes = config.routes.len().max(limits::SHIELDS_ROOM);
+        (0..shards).map(|_| ShardShared::new(room).with_routes(routes)).collect()
     };
     let acks = Arc::new(Acks::new(shards)?);
     let common = Arc::new(Common {

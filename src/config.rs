@@ -229,6 +229,17 @@ pub struct Route {
     /// `None` only when the route says `cache = false`; a route without a `[routes.cache]` table has the defaults below and so
     /// caches only what the response itself allows.
     pub cache: Option<RouteCache>,
+    /// The path, exactly, is the application's own metrics page; `cache` is then the default, which nothing else of the route uses.
+    pub shield: Option<Shield>,
+}
+
+/// How an application's metrics page is kept at hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shield {
+    /// How often it is fetched. Default 15 s.
+    pub interval: Duration,
+    /// The Host it is asked with. Default: the route's, else the first server's address.
+    pub host: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

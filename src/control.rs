@@ -9,6 +9,7 @@ mod exposition;
 pub mod histogram;
 pub mod link;
 pub mod listener;
+mod openmetrics;
 mod process;
 pub mod recorder;
 pub mod reload;
@@ -112,6 +113,8 @@ struct State {
     reload_error: RefCell<Option<String>>,
     started_mono_ms: u64,
     started_unix_secs: f64,
+    /// How long the last page of metrics was.
+    page_bytes: Cell<usize>,
     draining: Cell<bool>,
     drain_requested: Notify,
     /// Held by the command that is under way.
@@ -165,6 +168,7 @@ impl Control {
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
             config: Current::new(self.config),
+            page_bytes: Cell::new(0),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
             turn: tokio::sync::Mutex::new(()),

@@ -21,6 +21,7 @@ pub mod reply;
 pub mod runtime;
 pub mod serve;
 pub mod setup;
+pub mod shield;
 pub mod spin;
 pub mod stream;
 pub mod tunnel;

@@ -1,10 +1,12 @@
 //! What a shard counts: handles registered once on the shard's own thread, and small methods that update them.
 //! Label values are bounded (routes, upstreams and shards of the configuration, and enums). Knows the `metrics` facade and `base/`, not who reads it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
+use crate::base::exemplar::{Exemplar, RouteExemplars};
 use crate::base::outcome::{FetchKind, Outcome};
 
 /// How a request to an upstream ended; the value of the metric label `result`.
@@ -58,26 +60,54 @@ impl FetchResult {
     }
 }
 
+/// What an upstream's time goes into; the value of the metric label `phase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Phase {
+    /// Waiting for a slot.
+    Queue,
+    /// Making a connection; requests on one that was kept have none.
+    Connect,
+    /// From the connection to the head of the response.
+    FirstByte,
+    /// From the head to the end of the body, or to where it broke off.
+    Body,
+}
+
+impl Phase {
+    /// Every phase, in the order of `as usize`.
+    pub const ALL: [Self; 4] = [Self::Queue, Self::Connect, Self::FirstByte, Self::Body];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Connect => "connect",
+            Self::FirstByte => "first_byte",
+            Self::Body => "body",
+        }
+    }
+}
+
 /// Why an entry left the cache; the value of the metric label `reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EvictReason {
     Capacity,
-    Expired,
     Replaced,
     Purged,
 }
 
 impl EvictReason {
     /// Every reason, in the order of `as usize`.
-    pub const ALL: [Self; 4] = [Self::Capacity, Self::Expired, Self::Replaced, Self::Purged];
+    pub const ALL: [Self; 3] = [Self::Capacity, Self::Replaced, Self::Purged];
 
     /// The label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Capacity => "capacity",
-            Self::Expired => "expired",
             Self::Replaced => "replaced",
             Self::Purged => "purged",
         }
@@ -126,6 +156,7 @@ pub struct UpstreamMetrics {
     duration: [Histogram; FetchKind::ALL.len()],
     /// Time spent waiting for a slot.
     queue_wait: [Histogram; FetchKind::ALL.len()],
+    phases: [Histogram; Phase::ALL.len()],
     inflight: Gauge,
     queue: Gauge,
     retries: [Counter; RetryResult::ALL.len()],
@@ -157,6 +188,7 @@ pub struct ShardMetrics {
     waiters: Gauge,
     lease_wait: Histogram,
     staleness: Histogram,
+    lateness: [Histogram; FetchKind::ALL.len()],
     /// By reason; the last one is [`OTHER`].
     rejected: Vec<(&'static str, Counter)>,
 }
@@ -169,6 +201,7 @@ pub struct Telemetry {
     routes: Vec<RouteMetrics>,
     upstreams: Vec<UpstreamMetrics>,
     shard: ShardMetrics,
+    exemplars: Arc<[RouteExemplars]>,
 }
 
 impl Telemetry {
@@ -180,6 +213,7 @@ impl Telemetry {
             routes: route_names.iter().map(|name| RouteMetrics::register(name)).collect(),
             upstreams: upstream_names.iter().map(|name| UpstreamMetrics::register(name)).collect(),
             shard: ShardMetrics::register(shard),
+            exemplars: route_names.iter().map(|_| RouteExemplars::default()).collect(),
         }
     }
 
@@ -240,6 +274,29 @@ impl Telemetry {
         route.duration[outcome as usize].record(duration);
     }
 
+    /// The same request carried a trace context: it may stand for others of its latency. Without locks, but not free: for requests that
+    /// have a trace id only.
+    #[inline]
+    pub fn request_traced(&self, route: usize, outcome: Outcome, duration: Duration, trace_id: u128, unix_ms: u64) {
+        let value_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(route) = self.exemplars.get(route) {
+            route[outcome as usize].leave(Exemplar { trace_id, value_ns, unix_ms });
+        }
+    }
+
+    /// Leaves exemplars where the handles before did, which is where they are read; routes that came later leave none.
+    #[must_use]
+    pub fn with_exemplars_of(mut self, before: &Self) -> Self {
+        self.exemplars = before.exemplars();
+        self
+    }
+
+    /// By route: what `request_traced` leaves behind for whoever shows it.
+    #[must_use]
+    pub fn exemplars(&self) -> Arc<[RouteExemplars]> {
+        Arc::clone(&self.exemplars)
+    }
+
     /// A request to an upstream ended. `duration` runs from the moment it had its slot.
     #[inline]
     pub fn fetch_done(&self, upstream: usize, kind: FetchKind, result: FetchResult, duration: Duration) {
@@ -252,6 +309,19 @@ impl Telemetry {
     #[inline]
     pub fn queue_waited(&self, upstream: usize, kind: FetchKind, wait: Duration) {
         self.upstreams[upstream].queue_wait[kind as usize].record(wait);
+        self.phase_took(upstream, Phase::Queue, wait);
+    }
+
+    /// A phase of a request to an upstream is over, whether it succeeded or not.
+    #[inline]
+    pub fn phase_took(&self, upstream: usize, phase: Phase, time: Duration) {
+        self.upstreams[upstream].phases[phase as usize].record(time);
+    }
+
+    /// A background fetch started so long after it was due.
+    #[inline]
+    pub fn started_late(&self, kind: FetchKind, late: Duration) {
+        self.shard.lateness[kind as usize].record(late);
     }
 
     /// Slots in use and requests waiting, as this shard accounts for them; the shards' values are added up.
@@ -341,6 +411,10 @@ impl UpstreamMetrics {
                 .map(|kind| FetchResult::ALL.map(|result| upstream_requests(upstream, kind, result))),
             duration: per_kind("pilotlight_upstream_duration_seconds"),
             queue_wait: per_kind("pilotlight_upstream_queue_wait_seconds"),
+            phases: Phase::ALL.map(|phase| {
+                let upstream = upstream.to_owned();
+                histogram!("pilotlight_upstream_phase_seconds", "upstream" => upstream, "phase" => phase.as_str())
+            }),
             inflight: gauge!("pilotlight_upstream_inflight", "upstream" => upstream.to_owned()),
             queue: gauge!("pilotlight_upstream_queue", "upstream" => upstream.to_owned()),
             retries: RetryResult::ALL.map(|result| {
@@ -399,6 +473,8 @@ impl ShardMetrics {
             waiters: gauge!("pilotlight_waiters"),
             lease_wait: histogram!("pilotlight_lease_wait_seconds"),
             staleness: histogram!("pilotlight_staleness_served_seconds"),
+            lateness: FetchKind::ALL
+                .map(|kind| histogram!("pilotlight_refresh_lateness_seconds", "kind" => kind.as_str())),
             rejected: vec![(OTHER, rejected_counter(OTHER))],
         }
     }
@@ -414,8 +490,16 @@ fn describe() {
     counter!("pilotlight_requests_total", "Client requests by route and by how they were answered.");
     histogram!("pilotlight_request_duration_seconds", "From the request head to the last byte of the response.");
     counter!("pilotlight_upstream_requests_total", "Requests to upstreams by reason and result.");
-    histogram!("pilotlight_upstream_duration_seconds", "From the slot to the last byte of the upstream's response.");
+    histogram!(
+        "pilotlight_upstream_duration_seconds",
+        "From the slot to the head of the upstream's response, or to the failure."
+    );
     histogram!("pilotlight_upstream_queue_wait_seconds", "Wait for a slot of the upstream.");
+    histogram!(
+        "pilotlight_upstream_phase_seconds",
+        "Time of upstream requests by phase: queue, connect, first_byte, body."
+    );
+    histogram!("pilotlight_refresh_lateness_seconds", "How long after it was due a refresh or warm fetch started.");
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
     counter!(
@@ -447,6 +531,7 @@ mod tests {
     #[test]
     fn enums_index_their_arrays() {
         assert!(FetchResult::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+        assert!(Phase::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(EvictReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
     }
 }

@@ -43,6 +43,9 @@ pub const REPLICAS_BYTES_SHARE: u64 = 4;
 pub const POPULAR_HITS_MIN: u8 = 2;
 /// Keys that a shard looks through in one tick for those to be refreshed: at 32 bytes each in a row, some tens of microseconds.
 pub const SWEEP_KEYS: usize = 16 * 1024;
+/// Latenesses of background fetches kept until telemetry takes them, a few milliseconds later.
+pub const LATE_MAX: usize = 1024;
+
 /// First wait after a failed background fetch; doubles up to `BACK_OFF_MS_MAX`.
 pub const BACK_OFF_MS: u64 = 500;
 /// Longest wait between attempts at a warm entry.
@@ -55,3 +58,5 @@ pub const RELOADS_MAX: u64 = 1000;
 pub const NAMES_MAX: usize = 16_384;
 /// Warm lists that shards have room to publish, unless the first configuration has more.
 pub const WARM_LISTS_MIN: usize = 64;
+/// Routes, by number, whose scrape shields shards have room to publish, unless the first configuration has more.
+pub const SHIELDS_ROOM: usize = 1024;

@@ -119,6 +119,14 @@ pub struct Route {
     pub upstream: Spanned<String>,
     pub max_concurrency: Option<NonZeroU32>,
     pub cache: Option<CacheSwitch>,
+    pub shield: Option<Spanned<Shield>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shield {
+    pub interval: Option<Timeout>,
+    pub host: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -49,10 +49,10 @@ fn fixed(old: &Config, new: &Config) -> Option<&'static str> {
     keys.into_iter().find(|(_, same)| !same).map(|(key, _)| key)
 }
 
-/// What a fetch in progress relies on stays as it is under one number: that the route caches, and for whom.
+/// What a fetch in progress relies on stays as it is under one number: that the route caches, and for whom; and so does a scrape shield.
 fn is_same_route(a: &Route, b: &Route) -> bool {
     let kind = |route: &Route| route.cache.as_ref().map(|cache| cache.authorization);
-    (&a.name, &a.host, &a.path, kind(a)) == (&b.name, &b.host, &b.path, kind(b))
+    (&a.name, &a.host, &a.path, &a.shield, kind(a)) == (&b.name, &b.host, &b.path, &b.shield, kind(b))
 }
 
 /// All of them by number, the number of each new one, and the numbers of those that are gone.

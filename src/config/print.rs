@@ -156,9 +156,14 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
     if let Some(most) = route.max_concurrency {
         out.raw("max_concurrency", most);
     }
-    match &route.cache {
-        Some(cache) => route_cache(out, cache),
-        None => out.raw("cache", false),
+    match (&route.shield, &route.cache) {
+        (Some(shield), _) => {
+            let _ = writeln!(out.0, "[routes.shield]");
+            out.time("interval", shield.interval);
+            out.text("host", &shield.host);
+        }
+        (None, Some(cache)) => route_cache(out, cache),
+        (None, None) => out.raw("cache", false),
     }
 }
 

@@ -10,11 +10,13 @@ use super::error::{ConfigError, Source};
 use super::file::{self, CacheSwitch};
 use super::load::find_upstream;
 use super::units::Lifetime;
-use super::{Authorization, Route, RouteCache, Upstream};
+use super::{Addr, Authorization, Route, RouteCache, Shield, Upstream};
 
 /// Each route has its own label in every metric and its own counters in every shard.
 const ROUTES_MAX: usize = 4096;
 const REFRESH_AHEAD_DEFAULT: f64 = 0.8;
+/// What Prometheus deployments commonly scrape at.
+const SHIELD_INTERVAL_DEFAULT: Duration = Duration::from_secs(15);
 
 /// The routes in the order of the file.
 pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream]) -> Result<Vec<Route>, ConfigError> {
@@ -45,7 +47,15 @@ pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream])
 /// The route that sends everything to one upstream and caches what responses allow.
 pub fn everything(upstream: usize) -> Route {
     let cache = Some(RouteCache::default());
-    Route { name: "/".to_owned(), host: None, path: "/".to_owned(), upstream, max_concurrency: None, cache }
+    Route {
+        name: "/".to_owned(),
+        host: None,
+        path: "/".to_owned(),
+        upstream,
+        max_concurrency: None,
+        cache,
+        shield: None,
+    }
 }
 
 impl Default for RouteCache {
@@ -80,7 +90,31 @@ fn route(source: Source<'_>, file: &file::Route, upstreams: &[Upstream]) -> Resu
         None => Some(RouteCache::default()),
     };
     let upstream = find_upstream(source, &file.upstream, upstreams)?;
-    Ok(Route { name, host, path, upstream, max_concurrency: file.max_concurrency.map(NonZeroU32::get), cache })
+    let shield = match &file.shield {
+        Some(written) if file.cache.is_some() => {
+            let message = "a shielded route keeps one page and caches nothing else: leave out `cache`, or the shield";
+            return Err(source.at(written.span(), message));
+        }
+        Some(written) => Some(shield(source, written.as_ref(), host.as_deref(), &upstreams[upstream])?),
+        None => None,
+    };
+    let max_concurrency = file.max_concurrency.map(NonZeroU32::get);
+    Ok(Route { name, host, path, upstream, max_concurrency, cache, shield })
+}
+
+fn shield(
+    source: Source<'_>,
+    file: &file::Shield,
+    host: Option<&str>,
+    upstream: &Upstream,
+) -> Result<Shield, ConfigError> {
+    let host = match (&file.host, host, &upstream.servers[..]) {
+        (Some(host), ..) => normal_host(host.as_ref()).map_err(|message| source.at(host.span(), message))?,
+        (None, Some(host), _) => host.to_owned(),
+        (None, None, [Addr::Unix(_), ..] | []) => "localhost".to_owned(),
+        (None, None, [server, ..]) => server.to_string(),
+    };
+    Ok(Shield { interval: file.interval.map_or(SHIELD_INTERVAL_DEFAULT, |time| time.0), host })
 }
 
 fn route_cache(source: Source<'_>, file: &file::RouteCache) -> Result<RouteCache, ConfigError> {

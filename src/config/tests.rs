@@ -129,6 +129,16 @@ cache = false
 path = "/c"
 upstream = "a"
 cache = true
+[[routes]]
+path = "/metrics"
+upstream = "a"
+[routes.shield]
+interval = "5s"
+host = "API.example.com"
+[[routes]]
+path = "/metrics/b"
+upstream = "a"
+[routes.shield]
 [[warm]]
 name = "w"
 scheme = "https"
@@ -448,5 +458,37 @@ fn every_cut_of_a_file_is_read_or_refused_in_one_line() {
                 assert!(!error.to_string().contains('\n'), "{error}");
             }
         }
+    }
+}
+
+#[test]
+fn a_shield_asks_as_a_scraper_would() {
+    let config = |upstream: &str, route: &str| {
+        let text = format!(
+            "[upstreams.a]\nservers = ['{upstream}']\n[[routes]]\npath = '/metrics'\nupstream = 'a'\n{route}\n[routes.shield]\n"
+        );
+        parse(&text, &Overrides::default()).unwrap().routes[0].shield.clone().unwrap()
+    };
+    let interval = Duration::from_secs(15);
+    for (upstream, route, host) in [
+        ("127.0.0.1:8000", "", "127.0.0.1:8000"),
+        ("app:8000", "", "app:8000"),
+        ("unix:/run/app.sock", "", "localhost"),
+        ("127.0.0.1:8000", "host = 'Api.example.com'", "api.example.com"),
+    ] {
+        assert_eq!(config(upstream, route), Shield { interval, host: host.to_owned() });
+    }
+    let error = |route: &str| {
+        let text = format!("[upstreams.a]\nservers = [':1']\n[[routes]]\npath = '/m'\nupstream = 'a'\n{route}");
+        parse(&text, &Overrides::default()).unwrap_err().to_string()
+    };
+    for (route, expected) in [
+        ("cache = true\n[routes.shield]", "a shielded route keeps one page and caches nothing else"),
+        ("[routes.shield]\ninterval = '2d'", "the duration 2d is out of bounds"),
+        ("[routes.shield]\nhost = 'a b'", "bad host"),
+        ("[routes.shield]\nhosts = 'a'", "unknown key `hosts`"),
+        ("[routes.shield]\n[[warm]]\nhost = 'h'\npaths = ['/m']", "which is a scrape shield"),
+    ] {
+        assert!(error(route).contains(expected), "{route}: {}", error(route));
     }
 }

@@ -133,6 +133,12 @@ fn check_target(target: &str) -> Result<(), String> {
 fn check_route(target: &str, host: &str, routes: &[Route], upstreams: &[Upstream]) -> Result<(), String> {
     let route = route_of(target, host, routes)
         .ok_or_else(|| format!("no route for the warm path {target:?} on the host {host:?}"))?;
+    if route.shield.is_some() {
+        return Err(format!(
+            "the warm path {target:?} is taken by the route {:?}, which is a scrape shield",
+            route.name
+        ));
+    }
     if route.cache.is_none() {
         return Err(format!(
             "the warm path {target:?} is taken by the route {:?}, which has cache = false",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use super::dispatch::{self, DispatchError};
-use super::link::Selector;
+use super::link::{Command, Selector};
 use super::listener::Listener;
+use super::openmetrics::Format;
 use super::{State, reload, scrape, status, upgrade, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
@@ -30,12 +31,12 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+const STALL_MS_MAX: u64 = 60_000;
 /// Pause after a failed accept: it fails for want of descriptors, and trying at once would only burn the core.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 
 type Reply = Response<Full<Bytes>>;
@@ -88,17 +89,18 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     let allowed = match path.as_str() {
         "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
         "/purge" | "/warm" | "/drain" | "/reload" | "/upgrade" => "POST",
+        "/debug/stall" if debug_hooks() => "POST",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
     if !allowed.split(", ").any(|method| method == request.method()) {
         return not_allowed(allowed);
     }
-    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path) }
+    if request.method() == Method::POST { act(state, &path, request).await } else { show(state, &path, &request) }
 }
 
-fn show(state: &State, path: &str) -> Reply {
+fn show(state: &State, path: &str, request: &Request<Incoming>) -> Reply {
     match path {
-        "/metrics" => reply(StatusCode::OK, METRICS, scrape::text(state)),
+        "/metrics" => metrics(state, request),
         "/healthz" => reply(StatusCode::OK, PLAIN, "ok"),
         "/readyz" => {
             let readiness = status::readiness(state);
@@ -108,6 +110,15 @@ fn show(state: &State, path: &str) -> Reply {
         "/status" => reply_json(StatusCode::OK, &json!(status::status(state))),
         _ => page(),
     }
+}
+
+/// Rendered for each scrape anew: what it says is true now.
+fn metrics(state: &State, request: &Request<Incoming>) -> Reply {
+    let fields = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::preferred(&fields.collect::<Vec<_>>().join(","));
+    let mut reply = reply(StatusCode::OK, format.content_type(), scrape::text(state, format));
+    reply.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    reply
 }
 
 async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
@@ -121,6 +132,7 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
         "/warm" => warm(state, request).await,
         "/reload" => reload(state).await,
         "/upgrade" => upgrade(state).await,
+        "/debug/stall" => stall(state, request.uri().query().unwrap_or_default()),
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
@@ -162,6 +174,29 @@ async fn purge(state: &State, query: &str) -> Reply {
     match dispatch::purge(state, selectors).await {
         Ok(purged) => reply_json(StatusCode::OK, &json!({ "purged": purged })),
         Err(why) => undone(&why),
+    }
+}
+
+/// Whether tests may disturb the gateway on purpose.
+fn debug_hooks() -> bool {
+    std::env::var_os("PILOTLIGHT_DEBUG_HOOKS").is_some()
+}
+
+/// `shard=N&ms=N`: that shard does nothing for so long, as if its thread had been stopped.
+fn stall(state: &State, query: &str) -> Reply {
+    let number = |wanted: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(name, _)| *name == wanted)?.1.parse::<u64>().ok()
+    };
+    match (number("shard"), number("ms")) {
+        (Some(shard), Some(ms @ ..=STALL_MS_MAX)) if shard < state.shards.count() as u64 => {
+            if state.shards.send(shard as usize, Command::Stall { ms }) {
+                reply_json(StatusCode::ACCEPTED, &json!({ "shard": shard, "ms": ms }))
+            } else {
+                undone(&DispatchError::Busy)
+            }
+        }
+        _ => error(StatusCode::BAD_REQUEST, "bad_request", "expected ?shard=NUMBER&ms=NUMBER"),
     }
 }
 

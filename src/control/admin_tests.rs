@@ -46,7 +46,11 @@ impl Shards for FakeShards {
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
             Command::Drain | Command::Leave => self.shared[shard].ended.store(true, Relaxed),
-            Command::Warm { .. } | Command::Servers { .. } | Command::Prepare { .. } | Command::Switch { .. } => {}
+            Command::Warm { .. }
+            | Command::Servers { .. }
+            | Command::Stall { .. }
+            | Command::Prepare { .. }
+            | Command::Switch { .. } => {}
             Command::Open { .. } => {}
         }
         true
@@ -90,6 +94,7 @@ fn config() -> Config {
         cache: Cache { memory: 1 << 20, max_object: 1 << 16 },
         upstreams: Vec::new(),
         routes: vec![Route {
+            shield: None,
             name: "/".into(),
             host: None,
             path: "/".into(),

@@ -1,107 +1,155 @@
-//! The Prometheus text format 0.0.4: names made valid, values escaped, families in one piece.
+//! A page of metrics in the Prometheus text format 0.0.4 or in OpenMetrics: names made valid, values escaped, families in one piece.
 //! Must not know where the numbers come from.
 
 use std::fmt::{Display, Write as _};
 
-use super::histogram::{LE, Snapshot};
-use super::recorder::{Family, Kind, Labels, Series};
+use super::histogram::{LE, Scale, Snapshot};
+use super::openmetrics::{self, Format};
+use super::recorder::{Entry, Family, Kind, Labels, Series};
+use crate::base::exemplar::Exemplar;
 
-/// One family: HELP and TYPE always, then the series that have something to say.
-pub(super) fn family(out: &mut String, name: &str, family: &Family) {
-    let kind = match family.kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram => "histogram",
-    };
-    head(out, name, kind, if family.help.is_empty() { "Not described." } else { &family.help });
-    for (labels, series) in &family.series {
-        one_series(out, name, labels, series);
+/// The exemplars of a histogram's series, by the family's name and the labels; in any order.
+pub(super) type Traces<'a> = &'a dyn Fn(&str, &Labels) -> Vec<Exemplar>;
+
+/// The text so far.
+pub(super) struct Page<'a> {
+    out: String,
+    format: Format,
+    traces: Option<Traces<'a>>,
+    /// Of the series that is being written, so that a scrape needs only one.
+    snapshot: Snapshot,
+    /// `name_bucket{labels,le="`: the beginning of nearly all lines.
+    prefix: String,
+}
+
+impl<'a> Page<'a> {
+    /// `bytes`: how long the page may become.
+    pub(super) fn new(format: Format, bytes: usize, traces: Option<Traces<'a>>) -> Self {
+        let traces = traces.filter(|_| format == Format::OpenMetrics);
+        let (out, prefix) = (String::with_capacity(bytes), String::new());
+        Self { out, format, traces, snapshot: Snapshot::default(), prefix }
     }
-}
 
-/// The HELP and TYPE lines.
-pub(super) fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let help = help.replace('\\', "\\\\").replace('\n', "\\n");
-    line(out, format_args!("# HELP {name} {help}"));
-    line(out, format_args!("# TYPE {name} {kind}"));
-}
-
-/// A line with one value and no labels.
-pub(super) fn plain(out: &mut String, name: &str, value: impl Display) {
-    line(out, format_args!("{name} {value}"));
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _ = out.write_fmt(text);
-    out.push('\n');
-}
-
-fn one_series(out: &mut String, name: &str, labels: &Labels, series: &Series) {
-    match series {
-        Series::Counter(cells) => counter(out, name, labels, cells.sum()),
-        Series::Gauge(cells) => {
-            sample(out, [name, ""], &pairs(labels), None);
-            line(out, format_args!("{}", Number(cells.sum())));
+    pub(super) fn end(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.out.push_str(openmetrics::END);
         }
-        Series::Histogram(cells) => {
-            let mut snapshot = Snapshot::default();
-            cells.add_to(&mut snapshot);
-            histogram(out, name, labels, &snapshot);
+        self.out
+    }
+
+    /// One family: HELP and TYPE always, then the series that have something to say.
+    pub(super) fn family(&mut self, name: &str, family: &Family) {
+        self.head(name, family.kind, if family.help.is_empty() { "Not described." } else { &family.help });
+        for (labels, entry) in &family.series {
+            self.one_series(name, labels, entry);
         }
     }
-}
 
-fn counter(out: &mut String, name: &str, labels: &Labels, value: u64) {
-    // With two labels or more most combinations never happen (a hundred routes times nine outcomes): they would only cost scrapes.
-    if value > 0 || labels.len() < 2 {
-        sample(out, [name, ""], &pairs(labels), None);
-        whole(out, value);
+    /// The HELP and TYPE lines.
+    pub(super) fn head(&mut self, name: &str, kind: Kind, help: &str) {
+        let (name, word) = match (kind, self.format) {
+            (Kind::Counter, Format::OpenMetrics) => (openmetrics::family_name(name), "counter"),
+            (Kind::Counter, Format::Text) => (name, "counter"),
+            (Kind::Gauge, _) => (name, "gauge"),
+            (Kind::Histogram, _) => (name, "histogram"),
+        };
+        self.put(&["# HELP ", name, " "]);
+        escape(&mut self.out, help, self.format == Format::OpenMetrics);
+        self.put(&["\n# TYPE ", name, " ", word, "\n"]);
     }
-}
 
-fn histogram(out: &mut String, name: &str, labels: &Labels, snapshot: &Snapshot) {
-    let count = snapshot.count();
-    if count == 0 {
-        return;
+    /// A line with one value.
+    pub(super) fn number(&mut self, name: &str, pairs: &str, value: f64) {
+        self.sample([name, ""], pairs);
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "{}", Number(value));
     }
-    // Written out once for its two dozen lines: histograms are nearly all of the text.
-    let pairs = pairs(labels);
-    let cumulative = LE.iter().map(|(le, _)| *le).zip(snapshot.cumulative());
-    for (le, count) in cumulative.chain([("+Inf", count)]) {
-        sample(out, [name, "_bucket"], &pairs, Some(le));
-        whole(out, count);
-    }
-    sample(out, [name, "_sum"], &pairs, None);
-    line(out, format_args!("{}", Number(snapshot.sum_ns as f64 / 1e9)));
-    sample(out, [name, "_count"], &pairs, None);
-    whole(out, count);
-}
 
-/// The name and labels of a sample, and the space before its value.
-fn sample(out: &mut String, name: [&str; 2], pairs: &str, le: Option<&str>) {
-    name.iter().for_each(|part| out.push_str(part));
-    if !pairs.is_empty() || le.is_some() {
-        out.push('{');
-        out.push_str(pairs);
-        if let Some(le) = le {
-            out.push_str(if pairs.is_empty() { "le=\"" } else { ",le=\"" });
-            out.push_str(le);
-            out.push('"');
+    fn one_series(&mut self, name: &str, labels: &Labels, entry: &Entry) {
+        match &entry.series {
+            // With two labels or more most combinations never happen (a hundred routes times nine outcomes): they would only cost scrapes.
+            Series::Counter(cells) if cells.sum() > 0 || labels.len() < 2 => {
+                self.count([name, ""], &entry.pairs, cells.sum());
+            }
+            Series::Counter(_) => {}
+            Series::Gauge(cells) => self.number(name, &entry.pairs, cells.sum()),
+            Series::Histogram(cells) if cells.is_empty() => {}
+            Series::Histogram(cells) => {
+                let mut snapshot = std::mem::take(&mut self.snapshot);
+                snapshot.clear();
+                cells.add_to(&mut snapshot);
+                self.histogram(name, labels, &entry.pairs, &snapshot);
+                self.snapshot = snapshot;
+            }
         }
-        out.push('}');
     }
-    out.push(' ');
+
+    fn histogram(&mut self, name: &str, labels: &Labels, pairs: &str, snapshot: &Snapshot) {
+        let count = snapshot.count();
+        self.prefix.clear();
+        for part in [name, "_bucket{", pairs, if pairs.is_empty() { "le=\"" } else { ",le=\"" }] {
+            self.prefix.push_str(part);
+        }
+        let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, labels));
+        let scale = scale_of(name);
+        let mut lower_ns = None;
+        for (bound, count) in LE.iter().zip(snapshot.cumulative()).filter(|(bound, _)| bound.is_shown(scale)) {
+            self.bucket(bound.text, count, &traces, lower_ns, bound.ns);
+            lower_ns = Some(bound.ns);
+        }
+        self.bucket("+Inf", count, &traces, lower_ns, u64::MAX);
+        self.sample([name, "_sum"], pairs);
+        let _ = writeln!(self.out, "{}", Number(snapshot.sum_ns as f64 / 1e9));
+        self.count([name, "_count"], pairs, count);
+    }
+
+    /// One line of a histogram, with the latest exemplar above `lower_ns` and up to `upper_ns`.
+    fn bucket(&mut self, le: &str, count: u64, traces: &[Exemplar], lower_ns: Option<u64>, upper_ns: u64) {
+        let point = if self.format == Format::OpenMetrics { openmetrics::bound_suffix(le) } else { "" };
+        self.out.push_str(&self.prefix);
+        self.put(&[le, point, "\"} ", itoa::Buffer::new().format(count)]);
+        let within = |at_ns: u64| lower_ns.is_none_or(|lower| lower < at_ns) && at_ns <= upper_ns;
+        let latest = traces.iter().filter(|trace| within(trace.value_ns)).max_by_key(|trace| trace.unix_ms);
+        if let Some(latest) = latest {
+            openmetrics::exemplar(&mut self.out, latest);
+        }
+        self.out.push('\n');
+    }
+
+    fn count(&mut self, name: [&str; 2], pairs: &str, value: u64) {
+        self.sample(name, pairs);
+        self.put(&[itoa::Buffer::new().format(value), "\n"]);
+    }
+
+    /// The name and labels of a sample, and the space before its value.
+    fn sample(&mut self, name: [&str; 2], pairs: &str) {
+        self.put(&name);
+        if !pairs.is_empty() {
+            self.put(&["{", pairs, "}"]);
+        }
+        self.out.push(' ');
+    }
+
+    fn put(&mut self, parts: &[&str]) {
+        parts.iter().for_each(|part| self.out.push_str(part));
+    }
 }
 
-/// The end of a line: a count.
-fn whole(out: &mut String, value: u64) {
-    out.push_str(itoa::Buffer::new().format(value));
-    out.push('\n');
+/// By the name of a family.
+fn scale_of(name: &str) -> Scale {
+    match name {
+        "pilotlight_upstream_duration_seconds"
+        | "pilotlight_upstream_queue_wait_seconds"
+        | "pilotlight_upstream_phase_seconds"
+        | "pilotlight_lease_wait_seconds"
+        | "pilotlight_shard_loop_lag_seconds" => Scale::Waits,
+        "pilotlight_staleness_served_seconds" | "pilotlight_refresh_lateness_seconds" => Scale::Ages,
+        _ => Scale::Requests,
+    }
 }
 
 /// `name="value"` separated by commas.
-fn pairs(labels: &Labels) -> String {
+pub(super) fn pairs(labels: &Labels) -> String {
     let mut text = String::new();
     for (name, value) in labels {
         if !text.is_empty() {
@@ -109,17 +157,18 @@ fn pairs(labels: &Labels) -> String {
         }
         text.push_str(name);
         text.push_str("=\"");
-        escape_label(&mut text, value);
+        escape(&mut text, value, true);
         text.push('"');
     }
     text
 }
 
-fn escape_label(out: &mut String, value: &str) {
-    for c in value.chars() {
+/// Label values escape their quotes, and so does OpenMetrics in help.
+fn escape(out: &mut String, text: &str, quotes: bool) {
+    for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
+            '"' if quotes => out.push_str("\\\""),
             '\n' => out.push_str("\\n"),
             other => out.push(other),
         }

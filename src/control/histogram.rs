@@ -6,32 +6,69 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The `le` bounds of the exposition: text and nanoseconds, ascending; `+Inf` is implied.
-pub const LE: [(&str, u64); 18] = [
-    ("0.0001", 100_000),
-    ("0.00025", 250_000),
-    ("0.0005", 500_000),
-    ("0.001", 1_000_000),
-    ("0.0025", 2_500_000),
-    ("0.005", 5_000_000),
-    ("0.01", 10_000_000),
-    ("0.02", 20_000_000),
-    ("0.05", 50_000_000),
-    ("0.1", 100_000_000),
-    ("0.25", 250_000_000),
-    ("0.5", 500_000_000),
-    ("1", 1_000_000_000),
-    ("2.5", 2_500_000_000),
-    ("5", 5_000_000_000),
-    ("10", 10_000_000_000),
-    ("30", 30_000_000_000),
-    ("60", 60_000_000_000),
+/// An `le` bound of the exposition.
+pub struct Bound {
+    /// As Prometheus's own clients write it; OpenMetrics wants a point in whole numbers besides.
+    pub text: &'static str,
+    pub ns: u64,
+    scales: u8,
+}
+
+/// Which bounds a family shows. Every line costs each scrape, and with hundreds of upstreams there are many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Scale {
+    /// What clients see: from a hit's tens of microseconds to a minute, at most 3 times apart.
+    Requests = 1,
+    /// Waits and the time of upstreams.
+    Waits = 2,
+    /// What may take hours: ages and delays of background work.
+    Ages = 4,
+}
+
+impl Bound {
+    #[must_use]
+    pub fn is_shown(&self, scale: Scale) -> bool {
+        self.scales & scale as u8 != 0
+    }
+}
+
+const fn bound(text: &'static str, ns: u64, scales: u8) -> Bound {
+    Bound { text, ns, scales }
+}
+
+/// Ascending; `+Inf` is implied.
+pub const LE: [Bound; 24] = [
+    bound("1e-05", 10_000, 1),
+    bound("2.5e-05", 25_000, 1),
+    bound("5e-05", 50_000, 1),
+    bound("0.0001", 100_000, 1 | 2),
+    bound("0.00025", 250_000, 1),
+    bound("0.0005", 500_000, 1),
+    bound("0.001", 1_000_000, 1 | 2),
+    bound("0.0025", 2_500_000, 1),
+    bound("0.005", 5_000_000, 1 | 2),
+    bound("0.01", 10_000_000, 1),
+    bound("0.02", 20_000_000, 1 | 2),
+    bound("0.05", 50_000_000, 1 | 2),
+    bound("0.1", 100_000_000, 1 | 2 | 4),
+    bound("0.25", 250_000_000, 1 | 2),
+    bound("0.5", 500_000_000, 1 | 2),
+    bound("1", 1_000_000_000, 1 | 2 | 4),
+    bound("2.5", 2_500_000_000, 1 | 2),
+    bound("5", 5_000_000_000, 1 | 2 | 4),
+    bound("10", 10_000_000_000, 1 | 2 | 4),
+    bound("30", 30_000_000_000, 1 | 2 | 4),
+    bound("60", 60_000_000_000, 1 | 2 | 4),
+    bound("300", 300_000_000_000, 4),
+    bound("3600", 3_600_000_000_000, 4),
+    bound("86400", 86_400_000_000_000, 4),
 ];
 
 /// 2^10 ns, about a microsecond: everything up to it is one bucket.
 const FIRST_POWER: u32 = 10;
-/// 2^37 ns, about 137 s: everything beyond it is one bucket.
-const LAST_POWER: u32 = 37;
+/// 2^47 ns, about 39 hours: everything beyond it is one bucket.
+const LAST_POWER: u32 = 47;
 const STEPS: usize = 8;
 /// The log-linear cells: one below, eight for each power of two, one above.
 const CELLS: usize = (LAST_POWER - FIRST_POWER) as usize * STEPS + 2;
@@ -50,6 +87,23 @@ const NO_CUT: u64 = u64::MAX;
 static CELL: [Cell; CELLS] = cells();
 /// The upper bound of each bucket in nanoseconds, included; the last is `u64::MAX`.
 static UPPER_NS: [u64; BUCKETS] = uppers();
+
+/// For each of [`LE`], how many buckets lie below or at it.
+static LE_BUCKETS: [usize; LE.len()] = le_buckets();
+
+const fn le_buckets() -> [usize; LE.len()] {
+    let uppers = uppers();
+    let mut below = [0; LE.len()];
+    let (mut le, mut bucket) = (0, 0);
+    while le < LE.len() {
+        if uppers[bucket] == LE[le].ns {
+            below[le] = bucket + 1;
+            le += 1;
+        }
+        bucket += 1;
+    }
+    below
+}
 
 /// Upper bound of a cell in nanoseconds, included.
 const fn cell_upper_ns(cell: usize) -> u64 {
@@ -70,10 +124,10 @@ const fn cells() -> [Cell; CELLS] {
     while cell < CELLS {
         cells[cell].first = bucket;
         bucket += 1;
-        if le < LE.len() && LE[le].1 <= cell_upper_ns(cell) {
+        if le < LE.len() && LE[le].ns <= cell_upper_ns(cell) {
             // A bound that is already a cell's bound would make an empty bucket; there is none, and two in one cell cannot be.
-            assert!(LE[le].1 < cell_upper_ns(cell), "an le bound lies on a cell bound");
-            cells[cell].cut_ns = LE[le].1;
+            assert!(LE[le].ns < cell_upper_ns(cell), "an le bound lies on a cell bound");
+            cells[cell].cut_ns = LE[le].ns;
             bucket += 1;
             le += 1;
         }
@@ -120,7 +174,7 @@ fn bucket(ns: u64) -> usize {
 /// The cells of one histogram of one thread. Only that thread may call `record`: the updates are a load and a store, so a second
 /// writer would lose counts (nothing worse).
 ///
-/// The buckets (about 2 KiB) are allocated by the first value: most combinations of route and outcome never see one.
+/// The buckets (2.6 KiB) are allocated by the first value: most combinations of route and outcome never see one.
 #[derive(Default)]
 pub struct HistogramCells {
     buckets: OnceLock<Box<[AtomicU64]>>,
@@ -128,6 +182,10 @@ pub struct HistogramCells {
 }
 
 impl HistogramCells {
+    pub fn is_empty(&self) -> bool {
+        self.buckets.get().is_none()
+    }
+
     pub fn record_ns(&self, ns: u64, times: u64) {
         let buckets = self.buckets.get_or_init(|| (0..BUCKETS).map(|_| AtomicU64::new(0)).collect());
         let cell = &buckets[bucket(ns)];
@@ -160,6 +218,12 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
+    /// Empties it, so that one snapshot serves a whole scrape.
+    pub fn clear(&mut self) {
+        self.buckets.fill(0);
+        self.sum_ns = 0;
+    }
+
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -168,17 +232,12 @@ impl Snapshot {
     /// The cumulative counts at the bounds of [`LE`], in their order.
     #[must_use]
     pub fn cumulative(&self) -> [u64; LE.len()] {
-        let mut counts = [0; LE.len()];
-        let (mut le, mut total) = (0, 0);
-        for (count, upper_ns) in self.buckets.iter().zip(&UPPER_NS) {
-            total += count;
-            if le < LE.len() && *upper_ns == LE[le].1 {
-                counts[le] = total;
-                le += 1;
-            }
-        }
-        debug_assert_eq!(le, LE.len());
-        counts
+        let (mut from, mut total) = (0, 0);
+        LE_BUCKETS.map(|to| {
+            total += self.buckets[from..to].iter().sum::<u64>();
+            from = to;
+            total
+        })
     }
 
     /// An estimate of the `q`-quantile (0.0 to 1.0), at most an eighth too high or too low; `None` when nothing was recorded.
@@ -245,7 +304,7 @@ mod tests {
 
     #[test]
     fn le_texts_say_their_nanoseconds() {
-        for (text, ns) in LE {
+        for Bound { text, ns, .. } in LE {
             assert_eq!((text.parse::<f64>().unwrap() * 1e9).round() as u64, ns);
         }
     }
@@ -253,7 +312,7 @@ mod tests {
     #[test]
     fn cumulative_counts_are_exact_at_the_bounds() {
         let cells = HistogramCells::default();
-        for (_, ns) in LE {
+        for Bound { ns, .. } in LE {
             cells.record_ns(ns, 1);
             cells.record_ns(ns + 1, 1);
         }
@@ -261,7 +320,7 @@ mod tests {
         cells.add_to(&mut snapshot);
         let expected: Vec<u64> = (0..LE.len() as u64).map(|i| 2 * i + 1).collect();
         assert_eq!(snapshot.cumulative().to_vec(), expected);
-        assert_eq!(snapshot.count(), 36);
+        assert_eq!(snapshot.count(), 2 * LE.len() as u64);
     }
 
     #[test]

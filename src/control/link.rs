@@ -6,8 +6,10 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use crate::base::exemplar::RouteExemplars;
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -21,6 +23,10 @@ pub struct ShardShared {
     pub heartbeat_mono_ms: AtomicU64,
     /// `io_uring`, `epoll`….
     pub driver: OnceLock<&'static str>,
+    /// The thread that it runs on, as the kernel numbers it; 0: not yet.
+    pub thread: AtomicI32,
+    /// By route, once the shard has registered its metrics.
+    pub exemplars: OnceLock<Arc<[RouteExemplars]>>,
     pub connections: AtomicU64,
     /// Requests in progress.
     pub inflight: AtomicU64,
@@ -30,6 +36,8 @@ pub struct ShardShared {
     pub cache_entries: AtomicU64,
     /// One for each `Config::warm`, in its order.
     pub warm: Box<[WarmShared]>,
+    /// One for each route: when what its scrape shield shows was received, told by the shard that owns it; 0: it has nothing.
+    pub shields: Box<[AtomicU64]>,
 }
 
 /// This shard's part of a warm list: the entries it owns.
@@ -47,6 +55,11 @@ impl ShardShared {
     #[must_use]
     pub fn new(warm_lists: usize) -> Self {
         Self { warm: (0..warm_lists).map(|_| WarmShared::default()).collect(), ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn with_routes(self, routes: usize) -> Self {
+        Self { shields: (0..routes).map(|_| AtomicU64::new(0)).collect(), ..self }
     }
 }
 
@@ -66,6 +79,8 @@ pub enum Command {
     Switch { id: u64, plan: Plan },
     /// Begin to accept on what was held back, then `Acks::complete`.
     Open { id: u64, plan: Plan },
+    /// Stand still for so long, to see what the rest does. Only where the debug hooks are on.
+    Stall { ms: u64 },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
     /// The same, but the listening sockets live on in the process that follows.

@@ -4,25 +4,39 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::exposition::{head, plain};
+use super::exposition::Page;
+use super::recorder::Kind;
 
-/// Appends the families `process_*`.
-pub(super) fn render(out: &mut String, started_unix_secs: f64) {
-    let mut gauge = |name: &str, help: &str, value: Option<f64>| family(out, name, "gauge", help, value);
+/// Writes the families `process_*`.
+pub(super) fn render(page: &mut Page<'_>, started_unix_secs: f64) {
+    let mut gauge = |name: &str, help: &str, value: Option<f64>| family(page, name, Kind::Gauge, help, value);
     let memory = memory_bytes();
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory.map(|(_, resident)| resident));
     gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", memory.map(|(virtual_, _)| virtual_));
     gauge("process_open_fds", "Number of open file descriptors.", open_fds());
     gauge("process_max_fds", "Maximum number of open file descriptors.", max_fds());
     gauge("process_start_time_seconds", "Start time since the Unix epoch in seconds.", Some(started_unix_secs));
-    family(out, "process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", cpu_secs());
+    gauge("process_threads", "Number of threads.", threads());
+    let help = "User and system CPU time spent in seconds.";
+    family(page, "process_cpu_seconds_total", Kind::Counter, help, cpu_secs(libc::CLOCK_PROCESS_CPUTIME_ID));
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str, value: Option<f64>) {
+fn family(page: &mut Page<'_>, name: &str, kind: Kind, help: &str, value: Option<f64>) {
     if let Some(value) = value {
-        head(out, name, kind, help);
-        plain(out, name, value);
+        page.head(name, kind, help);
+        page.number(name, "", value);
     }
+}
+
+/// CPU time of one of our threads, also of one that stands still; `None` when it has ended.
+pub(super) fn thread_cpu_secs(tid: i32) -> Option<f64> {
+    // The clock id of a thread as Linux makes it: the complement of the id, then "per thread" and "what the scheduler counted".
+    cpu_secs((!tid << 3) | 4 | 2)
+}
+
+fn threads() -> Option<f64> {
+    // One hard link for each thread, besides `.` and the name itself.
+    Some(fs::metadata("/proc/self/task").ok()?.nlink().checked_sub(2)? as f64)
 }
 
 /// Virtual and resident size.
@@ -50,9 +64,32 @@ fn max_fds() -> Option<f64> {
     (failed == 0).then_some(limit.rlim_cur as f64)
 }
 
-fn cpu_secs() -> Option<f64> {
+fn cpu_secs(clock: libc::clockid_t) -> Option<f64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours that outlives the call.
-    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    let failed = unsafe { libc::clock_gettime(clock, &raw mut time) };
     (failed == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_time_of_a_thread_is_its_own() {
+        // SAFETY: gettid takes nothing and cannot fail.
+        let tid = unsafe { libc::gettid() };
+        let before = thread_cpu_secs(tid).unwrap();
+        while thread_cpu_secs(tid).unwrap() < before + 0.02 {
+            std::hint::spin_loop();
+        }
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                // SAFETY: as above.
+                thread_cpu_secs(unsafe { libc::gettid() }).unwrap()
+            });
+            assert!(other.join().unwrap() < before + 0.02, "a thread that did nothing used nothing");
+        });
+        assert!(threads().unwrap() >= 1.0);
+    }
 }

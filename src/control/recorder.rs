@@ -11,7 +11,7 @@ use std::thread::ThreadId;
 
 use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 
-use super::exposition;
+use super::exposition::{self, Page};
 use super::histogram::{HistogramCells, Snapshot};
 
 /// A cheap handle on the registry; clones share it.
@@ -36,7 +36,13 @@ pub(super) enum Kind {
 pub(super) struct Family {
     pub(super) kind: Kind,
     pub(super) help: String,
-    pub(super) series: BTreeMap<Labels, Series>,
+    pub(super) series: BTreeMap<Labels, Entry>,
+}
+
+/// A series and its labels as they are written, `a="b",c="d"`, so that a scrape only copies them.
+pub(super) struct Entry {
+    pub(super) pairs: String,
+    pub(super) series: Series,
 }
 
 /// Names and values in the order of registration.
@@ -65,10 +71,10 @@ impl Recorder {
         Self::default()
     }
 
-    /// Appends all families in the Prometheus text format 0.0.4.
-    pub fn render(&self, out: &mut String) {
+    /// Writes all families.
+    pub(super) fn render(&self, page: &mut Page<'_>) {
         for (name, family) in &self.lock().families {
-            exposition::family(out, name, family);
+            page.family(name, family);
         }
     }
 
@@ -120,8 +126,10 @@ impl Recorder {
             tracing::warn!(metric = key.name(), "registered as two kinds; the second one is not recorded");
             return None;
         }
-        let series = family.series.entry(labels_of(key)).or_insert_with(|| Series::empty(kind));
-        open(series).map(Cells::mine)
+        let labels = labels_of(key);
+        let pairs = exposition::pairs(&labels);
+        let entry = family.series.entry(labels).or_insert_with(|| Entry { pairs, series: Series::empty(kind) });
+        open(&mut entry.series).map(Cells::mine)
     }
 }
 
@@ -133,7 +141,7 @@ impl Registry {
 
     fn matching<'a>(&'a self, name: &str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Series> {
         let series = self.families.get(name).into_iter().flat_map(|family| &family.series);
-        series.filter(|(has, _)| carries(has, labels)).map(|(_, series)| series)
+        series.filter(|(has, _)| carries(has, labels)).map(|(_, entry)| &entry.series)
     }
 }
 
@@ -192,6 +200,11 @@ impl Cells<GaugeCell> {
 }
 
 impl Cells<HistogramCell> {
+    /// Nothing was ever recorded.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, cell)| cell.0.is_empty())
+    }
+
     pub(super) fn add_to(&self, snapshot: &mut Snapshot) {
         self.0.iter().for_each(|(_, cell)| cell.0.add_to(snapshot));
     }

@@ -1,16 +1,18 @@
 //! The recorder from the outside: what threads add up to, and text that a strict reader accepts.
 
 use super::*;
+use crate::base::exemplar::Exemplar;
 use crate::base::outcome::{FetchKind, Outcome};
+use crate::control::openmetrics::Format;
 use crate::control::strict;
 use crate::telemetry::{EvictReason, FetchResult, Telemetry};
 use metrics::{counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder};
 use std::time::Duration;
 
 fn rendered(recorder: &Recorder) -> String {
-    let mut text = String::new();
-    recorder.render(&mut text);
-    text
+    let mut page = Page::new(Format::Text, 0, None);
+    recorder.render(&mut page);
+    page.end()
 }
 
 #[test]
@@ -124,4 +126,68 @@ fn updates_arrive_under_the_names_of_the_contract() {
         assert_eq!(recorder.value(name, labels), Some(expected), "{name}{labels:?}");
     }
     assert_eq!(recorder.histogram("pilotlight_request_duration_seconds", &[("route", "/api/")]).count(), 1);
+}
+
+#[test]
+fn openmetrics_differs_where_it_must() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        describe_counter!("hits_total", "say \"hits\"");
+        counter!("hits_total").increment(2);
+        histogram!("time_seconds", "route" => "/a").record(0.25);
+        histogram!("time_seconds", "route" => "/b").record(0.25);
+    });
+    let of = |trace_id, value_ns, unix_ms| Exemplar { trace_id, value_ns, unix_ms };
+    let traces = |family: &str, labels: &Labels| {
+        assert_eq!(family, "time_seconds");
+        let seen = vec![of(1, 250_000_000, 1_000), of(2, 200_000_000, 2_000), of(3, 90_000_000_000, 0)];
+        if labels[0].1 == "/a" { seen } else { Vec::new() }
+    };
+    let page = |format| {
+        let mut page = Page::new(format, 0, Some(&traces));
+        recorder.render(&mut page);
+        page.end()
+    };
+    let text = page(Format::OpenMetrics);
+    for line in [
+        "# HELP hits say \\\"hits\\\"",
+        "# TYPE hits counter",
+        "hits_total 2",
+        "time_seconds_bucket{route=\"/a\",le=\"1e-05\"} 0",
+        "time_seconds_bucket{route=\"/a\",le=\"0.1\"} 0",
+        "time_seconds_bucket{route=\"/a\",le=\"0.25\"} 1 # {trace_id=\"00000000000000000000000000000002\"} 0.2 2",
+        "time_seconds_bucket{route=\"/a\",le=\"1.0\"} 1",
+        "time_seconds_bucket{route=\"/a\",le=\"+Inf\"} 1 # {trace_id=\"00000000000000000000000000000003\"} 90 0",
+        "time_seconds_bucket{route=\"/b\",le=\"0.25\"} 1",
+    ] {
+        assert!(text.lines().any(|seen| seen == line), "{line}\n{text}");
+    }
+    assert!(text.ends_with("\n# EOF\n"));
+    let plain = page(Format::Text);
+    assert!(plain.contains("# HELP hits_total say \"hits\"\n") && !plain.contains("trace_id"), "{plain}");
+    strict::parse(&plain).unwrap();
+}
+
+#[test]
+fn each_family_shows_the_bounds_of_its_scale() {
+    let recorder = Recorder::new();
+    with_local_recorder(&recorder, || {
+        histogram!("pilotlight_staleness_served_seconds").record(7_200.0);
+        histogram!("pilotlight_upstream_phase_seconds").record(0.004);
+        histogram!("pilotlight_request_duration_seconds").record(0.000_02);
+    });
+    let samples = strict::parse(&rendered(&recorder)).unwrap();
+    let bounds = |name: &str| {
+        let name = format!("{name}_bucket{{le=\"");
+        let of = samples
+            .iter()
+            .filter_map(|(series, value)| Some((series.strip_prefix(&name)?.strip_suffix("\"}")?, *value)));
+        of.collect::<Vec<_>>()
+    };
+    let ages = bounds("pilotlight_staleness_served_seconds");
+    assert!(ages.contains(&("3600", 0.0)) && ages.contains(&("86400", 1.0)) && ages.len() == 10, "{ages:?}");
+    let waits = bounds("pilotlight_upstream_phase_seconds");
+    assert!(waits.contains(&("0.001", 0.0)) && waits.contains(&("0.005", 1.0)) && waits.len() == 15, "{waits:?}");
+    let requests = bounds("pilotlight_request_duration_seconds");
+    assert!(requests.contains(&("1e-05", 0.0)) && requests.contains(&("2.5e-05", 1.0)) && requests.len() == 22);
 }

@@ -1,15 +1,78 @@
 //! The text of `/metrics`: the recorder's families, brought up to date with what the shards share, and the process's own.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use metrics::{describe_gauge, gauge, with_local_recorder};
 
+use super::exposition::{Page, pairs};
+use super::openmetrics::Format;
+use super::recorder::{Kind, Labels};
 use super::{State, process, status};
+use crate::base::exemplar::Exemplar;
+use crate::base::outcome::Outcome;
 
-pub(super) fn text(state: &State) -> String {
+/// A little more than the page before, so that it is hardly ever copied while it grows.
+const PAGE_SPARE_BYTES: usize = 16 * 1024;
+
+pub(super) fn text(state: &State, format: Format) -> String {
     with_local_recorder(&state.recorder, || update(state));
-    let mut out = String::with_capacity(64 * 1024);
-    state.recorder.render(&mut out);
-    process::render(&mut out, state.started_unix_secs);
-    out
+    let traces = |family: &str, labels: &Labels| exemplars(state, family, labels);
+    let mut page = Page::new(format, state.page_bytes.get() + PAGE_SPARE_BYTES, Some(&traces));
+    state.recorder.render(&mut page);
+    shard_cpu(state, &mut page);
+    shields(state, &mut page);
+    process::render(&mut page, state.started_unix_secs);
+    let text = page.end();
+    state.page_bytes.set(text.len());
+    text
+}
+
+/// What the shards left behind for a route and outcome, which are the labels of the family of request durations.
+fn exemplars(state: &State, family: &str, labels: &Labels) -> Vec<Exemplar> {
+    if family != "pilotlight_request_duration_seconds" {
+        return Vec::new();
+    }
+    let label = |wanted: &str| labels.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+    let route = state.config.routes.iter().position(|route| label("route") == Some(&route.name));
+    let outcome = Outcome::ALL.iter().position(|outcome| label("outcome") == Some(outcome.as_str()));
+    let (Some(route), Some(outcome)) = (route, outcome) else { return Vec::new() };
+    let tables = state.shared().iter().filter_map(|shared| shared.exemplars.get());
+    tables.filter_map(|table| table.get(route)).flat_map(|route| route[outcome].read()).collect()
+}
+
+/// Read from the kernel by this thread, so it is true also of a shard that stands still.
+fn shard_cpu(state: &State, page: &mut Page<'_>) {
+    const NAME: &str = "pilotlight_shard_cpu_seconds_total";
+    page.head(NAME, Kind::Counter, "CPU time of the shard's thread: its rate is the busy share (busy polling counts).");
+    for (shard, shared) in state.shared().iter().enumerate() {
+        let thread = shared.thread.load(Relaxed);
+        if thread > 0
+            && let Some(secs) = process::thread_cpu_secs(thread)
+        {
+            page.number(NAME, &format!("shard=\"{shard}\""), secs);
+        }
+    }
+}
+
+/// Not gauges of the recorder: one that has nothing (any more) is to be absent.
+fn shields(state: &State, page: &mut Page<'_>) {
+    const AGE: &str = "pilotlight_shield_age_seconds";
+    const INTERVAL: &str = "pilotlight_shield_interval_seconds";
+    let now_ms = state.shards.now_mono_ms();
+    let routes = state.config.routes.iter().enumerate();
+    let shielded: Vec<_> = routes.filter_map(|(at, route)| Some((at, route, route.shield.as_ref()?))).collect();
+    let pairs = |route: &str| pairs(&vec![("route".to_owned(), route.to_owned())]);
+    page.head(AGE, Kind::Gauge, "Time since the application answered what the route's scrape shield shows.");
+    for (at, route, _) in &shielded {
+        let told = state.shared().iter().filter_map(|shared| shared.shields.get(*at)).map(|since| since.load(Relaxed));
+        if let Some(since_ms) = told.max().filter(|since_ms| *since_ms > 0) {
+            page.number(AGE, &pairs(&route.name), now_ms.saturating_sub(since_ms) as f64 / 1000.0);
+        }
+    }
+    page.head(INTERVAL, Kind::Gauge, "How often the route's scrape shield asks the application.");
+    for (_, route, shield) in &shielded {
+        page.number(INTERVAL, &pairs(&route.name), shield.interval.as_secs_f64());
+    }
 }
 
 /// Sets the gauges that control owns. Each is registered when its value is known, so that no list looks fresh before it was filled.

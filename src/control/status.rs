@@ -82,6 +82,7 @@ struct RouteStatus {
     requests: u64,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
+    p999_ms: Option<f64>,
 }
 
 /// A warm list over all shards.
@@ -214,7 +215,8 @@ fn routes(state: &State) -> Vec<RouteStatus> {
         .map(|(_, route)| {
             let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
             let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
-            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms: ms(0.5), p99_ms: ms(0.99) }
+            let (p50_ms, p99_ms, p999_ms) = (ms(0.5), ms(0.99), ms(0.999));
+            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms, p99_ms, p999_ms }
         })
         .collect()
 }

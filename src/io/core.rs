@@ -8,6 +8,7 @@ use super::leaving::Leaving;
 use super::listener::{self, Listening};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
+use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
 use crate::base::current::Current;
@@ -24,6 +25,7 @@ use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
 use elsa::FrozenVec;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -73,6 +75,8 @@ pub struct Shard {
     /// By number, retired ones included.
     pub upstreams: FrozenVec<Box<Upstream>>,
     pub telemetry: Current<Telemetry>,
+    /// What the scrape shields ask for, by route.
+    pub shields: Current<HashMap<u16, Arc<Query>>>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
@@ -107,6 +111,7 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 impl Shard {
     pub fn new(id: usize, count: usize, common: Arc<Common>, state: State, outbox: Outbox) -> Self {
         let telemetry = Current::new(Arc::new(telemetry(id, &common.config)));
+        let _ = common.shared[id].exemplars.set(telemetry.exemplars());
         let inflight = common.config.upstreams.iter().map(|_| Box::new(Cell::new(0))).collect();
         let now_mono_ms = clock::mono_ns() / 1_000_000;
         let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
@@ -123,6 +128,7 @@ impl Shard {
             spin: Spin::new(common.config.server.busy_poll),
             upstreams,
             telemetry,
+            shields: Current::new(Arc::new(shield::queries(&common))),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
@@ -337,6 +343,7 @@ impl Shard {
             }
             Command::Prepare { id, plan } => self.prepare(id, &plan),
             Command::Switch { id, plan } => self.switch(id, &plan),
+            Command::Stall { ms } => std::thread::sleep(Duration::from_millis(ms)),
             Command::Open { id, plan } => self.open(id, &plan),
             Command::Drain => self.start_drain(true),
             Command::Leave => self.start_drain(false),
@@ -345,7 +352,8 @@ impl Shard {
 
     fn warm_once(self: &Rc<Self>, host: &str, target: &str, now: Now) {
         let Some(route) = self.common.table.find(host.as_bytes(), target.as_bytes()) else { return };
-        let Some(cache) = &self.common.config.routes[route as usize].cache else { return };
+        let config = &self.common.config.routes[route as usize];
+        let Some(cache) = config.cache.as_ref().filter(|_| config.shield.is_none()) else { return };
         let Ok((buf, head)) = Query::synthetic(host, target, "http", std::iter::empty()) else { return };
         let per_credential = cache.authorization == crate::config::Authorization::PerCredential;
         let query = Query::new(&self.common.hasher, buf, head, route, per_credential, None, true);
@@ -369,7 +377,7 @@ impl Shard {
 
     /// Passes on what changed since the last time to telemetry.
     pub fn measure(&self) {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         let telemetry = &*self.telemetry;
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
@@ -377,6 +385,9 @@ impl Shard {
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
+        }
+        for (kind, late_ms) in state.late_ms.drain(..) {
+            telemetry.started_late(kind, Duration::from_millis(late_ms));
         }
         let (now, before) = (state.counts, self.counted.replace(state.counts));
         telemetry.evicted(EvictReason::Capacity, now.evicted - before.evicted);

@@ -11,6 +11,7 @@ use super::hit::{self, Answered, Next};
 use super::pass;
 use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
+use super::shield;
 use super::stream::{Connected, WriteHalf};
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::cache::admit::{self, BypassReason, LookupMode};
@@ -329,7 +330,15 @@ impl Client {
         if matches!(head.body, BodyLength::Known(bytes) if bytes > bytes_max) {
             return self.fail(&mut request, exchange::BODY_TOO_LARGE, Some(Outcome::Rejected)).await;
         }
-        let cache = shard.common.config.routes[route as usize].cache.as_ref();
+        let config = &shard.common.config.routes[route as usize];
+        if config.shield.is_some() {
+            if shield::is_scrape(&head, head.target.of(&buf), &config.path) {
+                return self.shielded(request).await;
+            }
+            let query = Query::new(&shard.common.hasher, buf, head, route, false, self.peer, self.trusted);
+            return self.pass(request, &query, b"; fwd=bypass; detail=shield").await;
+        }
+        let cache = config.cache.as_ref();
         let mode = admit::lookup_mode(&head, head.view(&buf), cache);
         let per_credential = cache.is_some_and(|cache| cache.authorization == Authorization::PerCredential);
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
@@ -421,7 +430,7 @@ impl Client {
         Some(Query::new(hasher, buf, head, query.route, query.per_credential, query.peer, query.trusted))
     }
 
-    fn outcome_of(&self, object: &Object, coalesced: bool) -> Outcome {
+    pub fn outcome_of(&self, object: &Object, coalesced: bool) -> Outcome {
         if coalesced {
             return Outcome::Coalesced;
         }
@@ -429,7 +438,7 @@ impl Client {
         if age_secs < object.validity.lifetime_secs { Outcome::Hit } else { Outcome::Stale }
     }
 
-    async fn serve_object(
+    pub async fn serve_object(
         &mut self,
         request: Request,
         query: &Query,

@@ -2,6 +2,7 @@
 //! first bytes; and all of it from the server on once more, where that is safe.
 
 use super::body::{BodyError, BodyReader, CHUNK_BYTES, Source};
+use super::clock;
 use super::core::Shard;
 use super::deadlines::Expiry;
 use super::pool::{self, UpstreamConn};
@@ -19,7 +20,7 @@ use crate::route::health::Sign;
 use crate::route::retry::{self, Attempted, Loss, Verdict};
 use crate::shard::message::{Failure, Reply, Token};
 use crate::shard::query::Query;
-use crate::telemetry::FetchResult;
+use crate::telemetry::{FetchResult, Phase};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -36,7 +37,27 @@ pub struct Exchange {
     pub request_sent: bool,
     pub slot: SlotGuard,
     place: Place,
+    /// Ends with the exchange, however that ends.
+    _body_clock: Option<BodyClock>,
     pub started_mono_ms: u64,
+}
+
+/// Measures how long the body of a response takes.
+struct BodyClock {
+    shard: Rc<Shard>,
+    upstream: u16,
+    from_ns: u64,
+}
+
+impl Drop for BodyClock {
+    fn drop(&mut self) {
+        phase_took(&self.shard, self.upstream, Phase::Body, self.from_ns);
+    }
+}
+
+fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64) {
+    let took = Duration::from_nanos(clock::mono_ns().saturating_sub(from_ns));
+    shard.telemetry.phase_took(upstream as usize, phase, took);
 }
 
 impl Exchange {
@@ -137,7 +158,10 @@ pub async fn start(
     shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
     let (conn, head, head_buf, request_sent, place) = result?;
     let body = BodyReader::new(head.body);
-    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, place, started_mono_ms })
+    // What follows a 101 is a tunnel, which lasts as long as its two ends like.
+    let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
+    let body_clock = (head.status != 101).then(clock);
+    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, place, _body_clock: body_clock, started_mono_ms })
 }
 
 /// Counts an exchange that is dropped before there was a response: its client has left.
@@ -175,9 +199,10 @@ impl Drop for Queued<'_> {
 
 async fn acquire(shard: &Rc<Shard>, upstream: u16, route: u16, kind: FetchKind) -> Result<SlotGuard, Failure> {
     let config = &shard.common.config.upstreams[upstream as usize];
-    let limited = config.max_concurrency.is_some()
-        || shard.common.config.routes[route as usize].max_concurrency.is_some()
-        || kind.is_background();
+    let of_route = &shard.common.config.routes[route as usize];
+    let limited = (config.max_concurrency.is_some() || of_route.max_concurrency.is_some() || kind.is_background())
+        // A scrape shield's fetch is one more: see `shield`. What is passed on beside it waits like any other.
+        && !(of_route.shield.is_some() && kind.is_background());
     if limited {
         let leftover = Leftover::Slot { upstream, route, kind };
         let within_ms = config.queue_timeout.as_millis() as u64;
@@ -263,7 +288,9 @@ async fn reach(
     }
     let left = Duration::from_millis(until_mono_ms.saturating_sub(shard.mono_ms()));
     let addr = this.addr(place.server).ok_or(Trouble { failure: pool::UNREACHABLE, loss: Loss::Unsent })?;
+    let from_ns = clock::mono_ns();
     let connected = pool::connect(shard, place.server, &addr, config.connect_timeout.min(left)).await;
+    phase_took(shard, upstream, Phase::Connect, from_ns);
     let result = match connected {
         Ok(conn) => converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await,
         Err(failure) => Err(Trouble { failure, loss: Loss::Unsent }),
@@ -324,6 +351,7 @@ async fn converse(
             validators: plan.validators,
         },
     );
+    let from_ns = clock::mono_ns();
     let deadline = conn.source.deadline;
     conn.source.until_mono_ms = until_mono_ms;
     let by = (shard.mono_ms() + first_byte_ms).min(until_mono_ms);
@@ -360,6 +388,7 @@ async fn converse(
         }
         _ => read_head(shard, &mut conn.source, plan, Waiting::Until(by), interim).await,
     };
+    phase_took(shard, upstream, Phase::FirstByte, from_ns);
     let (head, head_buf) = answer?;
     Ok((conn, head, head_buf, request_sent))
 }

@@ -6,6 +6,7 @@ use super::core::Shard;
 use super::deadlines::Expiry;
 use super::exchange::{self, Exchange, Plan};
 use super::notify::Notify;
+use super::shield;
 use crate::base::outcome::FetchKind;
 use crate::base::size_class::allocated_bytes;
 use crate::cache::admit::{self, StoreContext};
@@ -261,6 +262,14 @@ async fn receive(
     query: &Query,
     exchange: Exchange,
 ) {
+    if let Some(shield) = &shard.common.config.routes[query.route as usize].shield {
+        return match shield::validity(shield, &exchange, fetch_ms(shard, &exchange)) {
+            Some(validity) if !too_large(shard, &exchange) => {
+                collect(shard, guard, flight, query, exchange, validity).await;
+            }
+            _ => fail(guard, flight.as_deref(), shield::REFUSED, None),
+        };
+    }
     let cache = route_cache(shard, query);
     let context = context(shard, query, &exchange);
     match admit::admit(&context, &exchange.head, &exchange.head_buf, &cache) {

@@ -6,8 +6,8 @@ use super::deadlines::TICK_MS;
 use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
-use super::spin;
 use super::upstream;
+use super::{shield, spin};
 use crate::shard::state::State;
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
@@ -105,6 +105,8 @@ pub fn run(start: Start) -> io::Result<()> {
     let event_loop = build_loop()?;
     let name = event_loop.name();
     let _ = common.shared[id].driver.set(name);
+    // SAFETY: gettid takes nothing and cannot fail.
+    common.shared[id].thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     tracing::info!(shard = id, cpu = ?start.cpu, driver = name, "shard runs");
     let result = event_loop.block_on(drive(start));
     common.shared[id].ended.store(true, Ordering::Release);
@@ -119,6 +121,7 @@ async fn drive(start: Start) -> io::Result<()> {
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
     listener::start(&shard, bound)?;
     spin::start(&shard)?;
+    shield::start(&shard);
     let now = shard.now();
     shard.with_state(|state| state.tick(now));
     shard.publish(now);

@@ -6,6 +6,7 @@
 
 use super::core::{self, Common, Shard};
 use super::listener::{self, Bound};
+use super::shield;
 use super::upstream::Upstream;
 use crate::control::link::Plan;
 use crate::shard::slots::Slots;
@@ -64,11 +65,14 @@ impl Shard {
                 }
             }
         }
-        self.telemetry.replace(Arc::new(core::telemetry(self.id, &setup.common.config)));
+        let telemetry = core::telemetry(self.id, &setup.common.config).with_exemplars_of(&self.telemetry);
+        self.telemetry.replace(Arc::new(telemetry));
+        self.shields.replace(Arc::new(shield::queries(&setup.common)));
         self.common.replace(Arc::clone(&setup.common));
         let (routes, slots) = (Arc::clone(&setup.routes), &setup.slots[self.id]);
         let warm = (setup.warm[self.id].clone(), setup.background.clone());
         self.with_state(|state| state.reconfigure(routes, slots, warm, now));
+        shield::start(self);
         self.change_listeners(setup);
         self.publish(now);
     }

@@ -108,6 +108,7 @@ mod tests {
     fn routes(written: &[(&str, &str)]) -> Vec<Route> {
         let host = |host: &str| (!host.is_empty()).then(|| host.to_owned());
         let route = |&(on, path): &(&str, &str)| Route {
+            shield: None,
             name: format!("{on}{path}"),
             host: host(on),
             path: path.to_owned(),

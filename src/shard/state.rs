@@ -64,7 +64,6 @@ pub struct Counts {
     pub evicted: u64,
     pub purged: u64,
     pub replaced: u64,
-    pub expired: u64,
 }
 
 #[derive(Debug)]
@@ -82,6 +81,8 @@ pub struct State {
     purge_seq: u64,
     generation: u64,
     pub counts: Counts,
+    /// For telemetry, which takes them: how long after they were due background fetches started, in milliseconds.
+    pub late_ms: Vec<(FetchKind, u64)>,
     pub actions: Vec<Action>,
 }
 
@@ -94,8 +95,12 @@ fn is_refresh_due(object: &Object, share: f64, now_mono_ms: u64) -> bool {
     if share <= 0.0 || freshness::age_secs(&object.validity, now_mono_ms) >= object.validity.lifetime_secs {
         return false;
     }
+    refresh_due_mono_ms(object, share) <= now_mono_ms
+}
+
+fn refresh_due_mono_ms(object: &Object, share: f64) -> u64 {
     let in_ms = Jitter::new(object.generation).early(share_of_lifetime_ms(object, share));
-    object.validity.received_mono_ms.saturating_add(in_ms) <= now_mono_ms
+    object.validity.received_mono_ms.saturating_add(in_ms)
 }
 
 /// Of what was left of it when the object arrived.
@@ -135,6 +140,7 @@ impl State {
             purge_seq: 0,
             generation: (me as u64) << 48,
             counts: Counts::default(),
+            late_ms: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -520,6 +526,12 @@ impl State {
         }
     }
 
+    /// Fetches a key of this shard, fresh or not, unless it is being fetched.
+    pub fn renew(&mut self, query: &Arc<Query>, now: Now) {
+        debug_assert_eq!(owner_of(query.hash, self.shards), self.me, "by its owner");
+        self.background(query, FetchKind::Refresh, None, now);
+    }
+
     /// Everything that has come due. To be called every few tens of milliseconds.
     pub fn tick(&mut self, now: Now) {
         self.tick_warm(now);
@@ -555,7 +567,10 @@ impl State {
             }
             let stale = found.map(|stored| Arc::clone(&stored));
             match self.background(&query, FetchKind::Warm, stale, now) {
-                Some(lease) => self.warm.started(at, lease),
+                Some(lease) => {
+                    self.note_late(FetchKind::Warm, self.warm.due_mono_ms(at), now);
+                    self.warm.started(at, lease);
+                }
                 None => self.warm.busy(at, now.mono_ms),
             }
         }
@@ -613,8 +628,19 @@ impl State {
             });
             let current = self.partition.get(query.hash, &query.key, query.view());
             if current.is_some_and(|stored| stored.generation == object.generation) {
-                self.background(&query, FetchKind::Refresh, Some(object), now);
+                let due_mono_ms = refresh_due_mono_ms(&object, self.routes[object.route as usize].refresh_ahead);
+                let started = self.background(&query, FetchKind::Refresh, Some(object), now);
+                if started.is_some() {
+                    self.note_late(FetchKind::Refresh, due_mono_ms, now);
+                }
             }
+        }
+    }
+
+    fn note_late(&mut self, kind: FetchKind, due_mono_ms: u64, now: Now) {
+        // Nobody need take them.
+        if self.late_ms.len() < limits::LATE_MAX {
+            self.late_ms.push((kind, now.mono_ms.saturating_sub(due_mono_ms)));
         }
     }
 

@@ -138,6 +138,12 @@ impl Warm {
         &self.entries[at as usize].query
     }
 
+    /// When it was to be fetched.
+    #[must_use]
+    pub fn due_mono_ms(&self, at: u32) -> u64 {
+        self.entries[at as usize].due_mono_ms
+    }
+
     pub fn started(&mut self, at: u32, lease: LeaseId) {
         let entry = &mut self.entries[at as usize];
         assert!(!entry.in_flight, "a warm entry is fetched once at a time");
