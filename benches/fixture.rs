@@ -85,6 +85,7 @@ pub fn shard() -> Shard {
         config.routes.iter().map(|_| RoutePolicy { upstream: 0, refresh_ahead: 0.0, lease_ms: 30_000 }).collect();
     let memory = config.cache.memory;
     let common = Common {
+        exports: None,
         table: Table::new(&config.routes),
         hasher: hasher(),
         cdn_loop: String::new(),

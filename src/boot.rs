@@ -3,11 +3,14 @@
 mod inherit;
 
 use crate::base::limits;
+use crate::cache::key;
+use crate::cache::snapshot::Entry;
 use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
 use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
 use crate::control::reload::{Planned, Renew};
+use crate::control::snapshot::{Place, Restored, Store};
 use crate::control::upgrade::Handover;
 use crate::control::{Control, Ended};
 use crate::http::hops;
@@ -26,6 +29,7 @@ use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
 /// Why the gateway cannot start; one line each.
@@ -48,6 +52,9 @@ pub enum BootError {
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
 }
+
+/// Exports of a shard on their way at once: one for each save, and the last one. More only when saves time out.
+const EXPORTS_PER_SHARD: usize = 4;
 
 /// The control thread's way to the shards.
 struct Lanes {
@@ -107,6 +114,7 @@ impl Renewal {
             endpoints: endpoints.clone(),
             connections_max: connections_max(new, shards)?,
             clients: Arc::clone(&first.clients),
+            exports: first.exports.clone(),
             config: Arc::clone(new),
         });
         let listen: Vec<Addr> =
@@ -157,7 +165,10 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         (0..shards).map(|_| ShardShared::new(room).with_routes(routes)).collect()
     };
     let acks = Arc::new(Acks::new(shards)?);
+    let (exports, export_receiver) = mpsc::sync_channel(EXPORTS_PER_SHARD * shards);
+    let store = config.cache.snapshot.clone().map(|path| Arc::new(Store::new(path, export_receiver)));
     let common = Arc::new(Common {
+        exports: store.is_some().then_some(exports),
         table: Table::new(&config.routes),
         hasher: ahash::RandomState::new(),
         cdn_loop: hops::cdn_loop_member(&config.server.name, ahash::RandomState::new().hash_one(0)),
@@ -168,7 +179,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         clients: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
         config: Arc::clone(&config),
     });
-    let states = states(&common, shards)?;
+    let states = states(&common, shards, restored(&common, store.as_deref(), shards))?;
     let (mailboxes, lanes) = mailbox::build(shards)?;
     for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
         let start = Start {
@@ -189,6 +200,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         acks,
         recorder,
         config,
+        snapshot: store,
         endpoints,
         on_drain: Box::new(|| ()),
         renew: Arc::new(Renewal { load, first: common }),
@@ -296,19 +308,41 @@ fn resolve(config: &Config, known: &[Vec<Endpoint>]) -> Result<Vec<Vec<Endpoint>
 
 type MakeState = Box<dyn FnOnce() -> State + Send>;
 
-fn states(common: &Common, shards: usize) -> Result<Vec<MakeState>, BootError> {
+/// What each shard starts with, of what an earlier process saved.
+fn restored(common: &Common, store: Option<&Store>, shards: usize) -> Vec<Restored> {
+    let Some(store) = store else { return (0..shards).map(|_| Vec::new()).collect() };
+    let config = &common.config.cache;
+    let place = |entry: &Entry<'_>| {
+        let (host, target) = entry.host_and_target();
+        let route = common.table.find(host, target)?;
+        let cache = common.config.routes[route as usize].cache.as_ref()?;
+        // An entry of the other kind would never be asked for.
+        let per_credential = cache.authorization == Authorization::PerCredential;
+        let is_of_use =
+            per_credential == key::has_credentials(entry.key) && entry.body_bytes() as u64 <= config.max_object;
+        let hash = key::hash(&common.hasher, entry.key);
+        is_of_use.then(|| Place { hash, route, owner: owner_of(hash, shards) })
+    };
+    store.load(shards, config.memory / shards as u64, crate::io::clock::now(), place)
+}
+
+fn states(common: &Common, shards: usize, restored: Vec<Restored>) -> Result<Vec<MakeState>, BootError> {
     let config = &common.config;
     let routes = policies(common);
     let entries = warm_entries(common, shards)?;
     let background: Vec<u32> = config.upstreams.iter().map(background_max).collect();
     let memory = config.cache.memory / shards as u64;
     let now = crate::io::clock::now().mono_ms;
-    let states = entries.into_iter().enumerate().map(|(me, entries)| {
+    let states = entries.into_iter().zip(restored).enumerate().map(|(me, (entries, restored))| {
         let warm = Warm::new(entries, background.clone(), now);
         let seed = common.hasher.hash_one(me);
         let slots = slots(config, me, shards);
         let routes = Arc::clone(&routes);
-        let make: MakeState = Box::new(move || State::new(me, shards, routes, memory, slots, warm, seed));
+        let make: MakeState = Box::new(move || {
+            let mut state = State::new(me, shards, routes, memory, slots, warm, seed);
+            state.restore(restored);
+            state
+        });
         make
     });
     Ok(states.collect())

@@ -64,6 +64,7 @@ pub mod lines;
 pub mod object;
 pub mod partition;
 pub mod range;
+pub mod snapshot;
 mod targeted;
 #[cfg(test)]
 mod testing;

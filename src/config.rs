@@ -111,6 +111,10 @@ pub struct Cache {
     /// All shards together, index included, in bytes.
     pub memory: u64,
     pub max_object: u64,
+    /// Where the cache is saved; `None`: nowhere.
+    pub snapshot: Option<PathBuf>,
+    /// How often it is saved; zero: only at the end. Default 5 min.
+    pub snapshot_interval: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]

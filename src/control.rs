@@ -16,6 +16,7 @@ pub mod reload;
 mod scrape;
 mod servers;
 mod service;
+pub mod snapshot;
 mod status;
 #[cfg(test)]
 mod strict;
@@ -54,6 +55,11 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the shards have ended.
 const END_CHECK_EVERY: Duration = Duration::from_millis(20);
 
+/// Longest wait for the cache to be saved at the end. Together with a drain of 30 s it is within what systemd grants.
+const LAST_SAVE_WITHIN: Duration = Duration::from_secs(30);
+/// After a save that failed, nobody's wish for another one is heard for so long.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
+
 /// All that the control thread needs.
 pub struct Control {
     /// Already bound.
@@ -68,6 +74,8 @@ pub struct Control {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Called once, on the control thread, when draining begins; the shards get `Command::Drain` besides.
     pub on_drain: Box<dyn Fn() + Send>,
+    /// Where the cache is saved, if it is.
+    pub snapshot: Option<Arc<snapshot::Store>>,
     /// Where new configurations come from.
     pub renew: Arc<dyn Renew>,
     pub successor: Arc<dyn Successor>,
@@ -117,6 +125,11 @@ struct State {
     page_bytes: Cell<usize>,
     draining: Cell<bool>,
     drain_requested: Notify,
+    snapshot: Option<Arc<snapshot::Store>>,
+    /// It should be saved before its interval is over.
+    snapshot_due: Notify,
+    /// Held by who saves.
+    saving: tokio::sync::Mutex<()>,
     /// Held by the command that is under way.
     turn: tokio::sync::Mutex<()>,
     last_id: Cell<u64>,
@@ -171,10 +184,14 @@ impl Control {
             page_bytes: Cell::new(0),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
+            snapshot: self.snapshot,
+            snapshot_due: Notify::new(),
+            saving: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watch(state.clone()));
+        tokio::task::spawn_local(save_at_intervals(state.clone()));
         tokio::task::spawn_local(hangups(state.clone(), hangup));
         tokio::task::spawn_local(upgrades(state.clone(), upgrade));
         state.servers().spawn(Rc::new(servers::System));
@@ -231,10 +248,46 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
         let command = if handed_over || sockets_kept { link::Command::Leave } else { link::Command::Drain };
         tokio::join!(dispatch::drain(state, &command), all_ended(state));
     };
-    tokio::select! {
+    let ended = tokio::select! {
         () = drained => if handed_over { Ended::HandedOver } else { Ended::Drained },
         () = signals.next() => Ended::Forced,
         () = tokio::time::sleep(drain_timeout) => if handed_over { Ended::HandedOver } else { Ended::TimedOut },
+    };
+    // After an upgrade the file is the new process's, and newer.
+    if handed_over || ended == Ended::Forced || state.snapshot.is_none() {
+        return ended;
+    }
+    tokio::select! {
+        _ = dispatch::save(state, true) => ended,
+        () = signals.next() => Ended::Forced,
+        () = tokio::time::sleep(LAST_SAVE_WITHIN) => {
+            tracing::error!(within = ?LAST_SAVE_WITHIN, "the cache could not be saved in time; the snapshot before is kept");
+            ended
+        }
+    }
+}
+
+/// Saves the cache whenever the interval is over, or sooner where it is asked for.
+async fn save_at_intervals(state: Rc<State>) {
+    if state.snapshot.is_none() {
+        return;
+    }
+    let interval = state.config.cache.snapshot_interval;
+    loop {
+        let due = async {
+            // Zero: only at the end.
+            if interval.is_zero() { std::future::pending().await } else { tokio::time::sleep(interval).await }
+        };
+        tokio::select! {
+            () = due => {}
+            () = state.snapshot_due.notified() => {}
+        }
+        if state.draining.get() {
+            return;
+        }
+        if dispatch::save(&state, false).await.is_err() {
+            tokio::time::sleep(SAVE_RETRY).await;
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod core;
 pub mod deadlines;
 pub mod downstream;
 pub mod exchange;
+pub mod export;
 pub mod fetch;
 pub mod hit;
 pub mod leaving;

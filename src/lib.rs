@@ -119,6 +119,14 @@
 //! inherits, whatever its number of shards, and accepts only when it is ready; accepts of the old one that are in flight are cancelled one by
 //! one, and a connection that one of them took nevertheless is served.
 //!
+//! # The snapshot
+//!
+//! Saved entries are pointers until they are bytes: a shard walks its partition in turns and hands over weak pointers ([`io::export`]), and
+//! a thread of control orders them by worth and writes what the cache has not let go meanwhile ([`control::snapshot`], format in
+//! [`cache::snapshot`]). Purges and saves meet in numbers: a purge gets its number in the journal when every shard has carried it out,
+//! and a save notes the last number before it asks the shards; so what a snapshot has not seen is what the journal has beyond that number.
+//! Loading comes before the shards run, since an empty cache in front of a slow application is what must not be.
+//!
 //! # Paths, and what each costs
 //!
 //! | path | what it does | where |

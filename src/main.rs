@@ -58,7 +58,13 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PILOTLIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let colours = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        // It would say so on standard error, and panic there: a full disk under the log must not end what was being done.
+        .log_internal_errors(false)
+        .init();
 }
 
 fn serve(config: Config, load: boot::Load) -> ExitCode {

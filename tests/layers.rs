@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("route", &["base", "http", "config"]),
     ("shard", &["base", "http", "cache", "route"]),
     ("telemetry", &["base"]),
-    ("control", &["base", "config"]),
+    ("control", &["base", "config", "cache::object", "cache::snapshot"]),
     ("io", &["base", "http", "cache", "route", "shard", "config", "telemetry", "control::link"]),
 ];
 /// They put the others together, and nobody names them but themselves.

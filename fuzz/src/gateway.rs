@@ -73,6 +73,7 @@ impl Gateway {
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
             shared: Arc::clone(&shared),
             acks: Arc::clone(&acks),
+            exports: None,
             endpoints: vec![vec![Endpoint { server: 0, addr: Addr::Tcp(origin), up: true }]],
             connections_max: 1000,
             cdn_loop: hops::cdn_loop_member(&config.server.name, 1),

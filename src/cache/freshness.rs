@@ -15,7 +15,7 @@ use crate::http::head::{FieldsView, ResponseHead};
 const HEURISTIC_SECS_MAX: u64 = 24 * 3600;
 
 /// How long after its lifetime a response may cover for an origin that cannot be reached.
-const DISCONNECTED_SECS_MAX: u32 = 300;
+pub(super) const DISCONNECTED_SECS_MAX: u32 = 300;
 
 /// What a stored response's lifetime comes down to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -33,6 +33,16 @@ pub fn url_part(key: &[u8]) -> &[u8] {
     &key[..memchr::memchr(0, key).unwrap_or(key.len())]
 }
 
+/// Whether a URL part begins so: host and the start of a target, or, with a `/` first, the start of a path on every host.
+#[must_use]
+pub fn begins_with(url: &[u8], prefix: &[u8]) -> bool {
+    if prefix.first() == Some(&b'/') {
+        memchr::memchr(b'/', url).is_some_and(|at| url[at..].starts_with(prefix))
+    } else {
+        url.starts_with(prefix)
+    }
+}
+
 /// Whether the key carries credentials.
 #[must_use]
 pub fn has_credentials(key: &[u8]) -> bool {

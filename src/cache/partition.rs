@@ -330,6 +330,21 @@ impl Partition {
         self.swept = if end < self.slots { end } else { 0 };
     }
 
+    /// Tells of the keys in so many places from `from` on: their responses, newest first, and how often the key was served lately. Returns
+    /// where to go on; `None` at the end. What moves between two calls may be told twice or not at all.
+    pub fn visit(
+        &self,
+        from: usize,
+        places: usize,
+        mut tell: impl FnMut(&mut dyn Iterator<Item = &Stored>, u8),
+    ) -> Option<usize> {
+        let end = from.saturating_add(places);
+        for node in (from..end.min(self.nodes.capacity())).filter_map(|at| self.nodes.get(at)) {
+            tell(&mut node.variants(), node.hits);
+        }
+        (end < self.nodes.capacity()).then_some(end)
+    }
+
     /// Stored responses.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -771,6 +786,32 @@ mod tests {
         assert!(p.insert(stored("all", None, 1_900_000, "t")).stored);
         p.purge_prefix(b"");
         assert_eq!((p.bytes(), p.nodes.capacity(), p.index.capacity()), (0, 0, 0));
+    }
+
+    #[test]
+    fn visits_everything_in_parts() {
+        let mut p = Partition::new(1 << 20);
+        for at in 0..50 {
+            p.insert(stored(&format!("k{at}"), Some(1), 1, "t"));
+        }
+        p.insert(stored("k7", Some(2), 1, "t"));
+        p.remove(hash("k9"), b"k9");
+        get(&mut p, "k7", 1);
+        for places in [1, 7, 1000, usize::MAX] {
+            let (mut seen, mut from) = (Vec::new(), Some(0));
+            while let Some(at) = from {
+                from = p.visit(at, places, |variants, hits| {
+                    let variants: Vec<&Stored> = variants.collect();
+                    seen.push((String::from_utf8_lossy(variants[0].key()).into_owned(), variants.len(), hits));
+                    let newest = variants[0].vary.as_ref().unwrap();
+                    assert!(variants.len() == 1 || newest.matches(with_variant(2).view()), "newest first");
+                });
+                assert!(from.is_none_or(|next| next > at));
+            }
+            seen.sort();
+            assert_eq!(seen.len(), 49, "{places}");
+            assert!(seen.contains(&("k7".into(), 2, 1)) && seen.contains(&("k8".into(), 1, 0)));
+        }
     }
 
     #[test]

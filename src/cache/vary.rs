@@ -1,6 +1,7 @@
 //! Variants: which request fields a stored response depends on, and whether a request agrees (RFC 9111 §4.1).
 //! Must hold: what compares equal here would get the same response; comparing allocates nothing.
 
+use super::snapshot::{self, Reader};
 use crate::base::limits::VARY_FIELDS_MAX;
 use crate::base::size_class::allocated_bytes;
 use crate::http::fields::FieldId;
@@ -105,6 +106,54 @@ impl VarySpec {
     /// The names it depends on, in lower case and order.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().map(|(name, _)| &**name)
+    }
+
+    /// Appends it as `read` takes it.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        snapshot::put(out, self.language.as_deref().unwrap_or_default());
+        out.push(self.fields.len() as u8);
+        for (name, value) in &self.fields {
+            snapshot::put(out, name);
+            match value {
+                Value::Absent => out.push(b'-'),
+                Value::Codings(set) => out.extend_from_slice(&[b'c', *set]),
+                Value::Languages(set) => {
+                    out.push(b'l');
+                    snapshot::put_len(out, set.len());
+                    for (range, weight) in set {
+                        snapshot::put(out, range);
+                        out.extend_from_slice(&weight.to_le_bytes());
+                    }
+                }
+                Value::Text(text) => {
+                    out.push(b't');
+                    snapshot::put(out, text);
+                }
+            }
+        }
+    }
+
+    /// What `write` appended; `None` when it is something else.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let language = Some(reader.bytes()?).filter(|tag| !tag.is_empty()).map(Into::into);
+        let count = reader.u8()?;
+        let mut field = || {
+            let name = Box::from(reader.bytes()?);
+            let value = match reader.u8()? {
+                b'-' => Value::Absent,
+                b'c' => Value::Codings(reader.u8()?),
+                b'l' => {
+                    let count = reader.u32()?;
+                    let mut language = || Some((Box::from(reader.bytes()?), reader.u32()?));
+                    Value::Languages((0..count).map(|_| language()).collect::<Option<_>>()?)
+                }
+                b't' => Value::Text(reader.bytes()?.into()),
+                _ => return None,
+            };
+            Some((name, value))
+        };
+        let fields = (0..count).map(|_| field()).collect::<Option<_>>()?;
+        Some(Self { fields, language })
     }
 
     /// The memory it takes besides itself.

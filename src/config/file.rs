@@ -53,6 +53,8 @@ pub struct Admin {
 pub struct Cache {
     pub memory: Option<Spanned<Size>>,
     pub max_object: Option<Spanned<Size>>,
+    pub snapshot: Option<Spanned<String>>,
+    pub snapshot_interval: Option<Grace>,
 }
 
 #[derive(Debug, Deserialize)]

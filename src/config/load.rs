@@ -27,6 +27,7 @@ const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 /// Less would not hold one entry of a common size per shard.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
 const OBJECT_BYTES_DEFAULT: u64 = 8 << 20;
+const SNAPSHOT_INTERVAL_DEFAULT: Duration = Duration::from_secs(300);
 const CONNECTIONS_DEFAULT: usize = 20_000;
 const QUEUE_DEFAULT: u32 = 1024;
 const SHARE_DEFAULT: f64 = 0.5;
@@ -186,7 +187,15 @@ fn cache(source: Source<'_>, file: &file::Cache) -> Result<Cache, ConfigError> {
         let (got, most) = (print_size(max_object), print_size(memory));
         return Err(source.at(written.span(), format!("max_object is {got}: more than the cache's memory of {most}")));
     }
-    Ok(Cache { memory, max_object })
+    let snapshot = match &file.snapshot {
+        Some(path) if !Path::new(path.as_ref()).is_absolute() => {
+            let message = format!("bad path {:?}: expected an absolute one", path.as_ref());
+            return Err(source.at(path.span(), message));
+        }
+        path => path.as_ref().map(|path| path.as_ref().into()),
+    };
+    let snapshot_interval = file.snapshot_interval.map_or(SNAPSHOT_INTERVAL_DEFAULT, |time| time.0);
+    Ok(Cache { memory, max_object, snapshot, snapshot_interval })
 }
 
 fn upstream_of(source: Source<'_>, name: &str, file: &file::Upstream, own: &[&Addr]) -> Result<Upstream, ConfigError> {

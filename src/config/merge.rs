@@ -44,6 +44,8 @@ fn fixed(old: &Config, new: &Config) -> Option<&'static str> {
         ("server.busy_poll", old.server.busy_poll == new.server.busy_poll),
         ("server.name", old.server.name == new.server.name),
         ("admin.listen", old.admin == new.admin),
+        ("cache.snapshot", old.cache.snapshot == new.cache.snapshot),
+        ("cache.snapshot_interval", old.cache.snapshot_interval == new.cache.snapshot_interval),
         ("cache.memory", old.cache.memory == new.cache.memory),
     ];
     keys.into_iter().find(|(_, same)| !same).map(|(key, _)| key)

@@ -17,6 +17,11 @@ pub fn effective(config: &Config) -> String {
     out.head("[cache]");
     out.text("memory", &print_size(config.cache.memory));
     out.text("max_object", &print_size(config.cache.max_object));
+    if let Some(path) = &config.cache.snapshot {
+        // It came from a TOML string, so it is UTF-8.
+        out.text("snapshot", &path.to_string_lossy());
+    }
+    out.time("snapshot_interval", config.cache.snapshot_interval);
     for each in &config.upstreams {
         upstream(&mut out, each);
     }

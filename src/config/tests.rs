@@ -88,6 +88,8 @@ listen = "unix:/run/p/admin.sock"
 [cache]
 memory = "1GiB"
 max_object = 12345
+snapshot = "/var/lib/p/a \"b\".snapshot"
+snapshot_interval = "0s"
 [upstreams.a]
 servers = ["unix:/run/a.sock", "App.internal:80", "10.0.0.1:1"]
 max_concurrency = 4
@@ -266,6 +268,8 @@ fn mistakes_in_a_file() {
         ("[cache]\nmemory = '1k'", "p.toml:6:10: the cache's memory is 1KiB: at least 1MiB is needed"),
         ("[cache]\nmax_object = '1GiB'", "p.toml:6:14: max_object is 1GiB: more than the cache's memory of 512MiB"),
         ("[cache]\nmax_object = -1", "p.toml:6:14: the size -1 is negative"),
+        ("[cache]\nsnapshot = 'a/b'", "p.toml:6:12: bad path \"a/b\": expected an absolute one"),
+        ("[cache]\nsnapshot_interval = '2d'", "p.toml:6:21: the duration 2d is out of bounds: 0s to 1d is allowed"),
         ("[server]\nlisten = []", "p.toml:6:10: no address to listen on"),
         ("[server]\nlisten = ['a.example:80']", "p.toml:6:11: cannot listen on the host \"a.example\""),
         (

@@ -22,6 +22,7 @@ use super::dispatch::{self, DispatchError};
 use super::link::{Command, Selector};
 use super::listener::Listener;
 use super::openmetrics::Format;
+use super::snapshot::SaveError;
 use super::{State, reload, scrape, status, upgrade, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
@@ -88,7 +89,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
         "/" | "/metrics" | "/healthz" | "/readyz" | "/status" => "GET, HEAD",
-        "/purge" | "/warm" | "/drain" | "/reload" | "/upgrade" => "POST",
+        "/purge" | "/warm" | "/snapshot" | "/drain" | "/reload" | "/upgrade" => "POST",
         "/debug/stall" if debug_hooks() => "POST",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
@@ -133,6 +134,7 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
         "/reload" => reload(state).await,
         "/upgrade" => upgrade(state).await,
         "/debug/stall" => stall(state, request.uri().query().unwrap_or_default()),
+        "/snapshot" => save(state).await,
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
@@ -270,10 +272,25 @@ async fn read_body(body: Incoming) -> Result<Bytes, Reply> {
     }
 }
 
+async fn save(state: &State) -> Reply {
+    match dispatch::save(state, false).await {
+        Ok(saved) => reply_json(
+            StatusCode::OK,
+            &json!({ "entries": saved.entries, "bytes": saved.bytes, "duration_ms": saved.duration.as_millis() as u64 }),
+        ),
+        Err(why @ SaveError::Off) => error(StatusCode::CONFLICT, "snapshot_off", &why.to_string()),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "snapshot_failed", &why.to_string()),
+    }
+}
+
 fn undone(why: &DispatchError) -> Reply {
     match why {
         DispatchError::Busy => {
             error(StatusCode::SERVICE_UNAVAILABLE, "busy", "earlier commands are still waiting for the shards")
+        }
+        DispatchError::Unrecorded(why) => {
+            let detail = format!("dropped, but after a restart it may be there again: {why}");
+            error(StatusCode::INTERNAL_SERVER_ERROR, "purge_not_recorded", &detail)
         }
         DispatchError::Unanswered(shards) => {
             let detail = format!("shards {shards:?} did not answer within 5 s");

@@ -48,6 +48,7 @@ impl Shards for FakeShards {
             Command::Drain | Command::Leave => self.shared[shard].ended.store(true, Relaxed),
             Command::Warm { .. }
             | Command::Servers { .. }
+            | Command::Export { .. }
             | Command::Stall { .. }
             | Command::Prepare { .. }
             | Command::Switch { .. } => {}
@@ -91,7 +92,7 @@ fn config() -> Config {
             name: "pilotlight".into(),
         },
         admin: Addr::Unix(PathBuf::new()),
-        cache: Cache { memory: 1 << 20, max_object: 1 << 16 },
+        cache: Cache { memory: 1 << 20, max_object: 1 << 16, snapshot: None, snapshot_interval: Duration::ZERO },
         upstreams: Vec::new(),
         routes: vec![Route {
             shield: None,
@@ -151,6 +152,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         acks,
         recorder,
         config: Arc::new(config()),
+        snapshot: None,
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         renew: Arc::new(NoRenewal),

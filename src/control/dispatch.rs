@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::State;
 use super::link::{Acks, Command, Selector};
+use super::snapshot::{self, SaveError, Saved, Store};
 
 /// Longest wait for the shards to carry out one request of an operator.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -55,6 +56,8 @@ pub(super) enum DispatchError {
     Busy,
     /// These shards did not answer in time, or their rings stayed full.
     Unanswered(Vec<usize>),
+    /// The shards have dropped the content, but after a restart it may be there again.
+    Unrecorded(String),
 }
 
 /// Purges on every shard and waits for all of them; returns how many entries were dropped.
@@ -62,11 +65,38 @@ pub(super) async fn purge(state: &State, selectors: Vec<Selector>) -> Result<u64
     let deadline = Instant::now() + ANSWER_WITHIN;
     // One at a time: the acknowledgements remember only a few ids.
     let _turn = timeout_at(deadline, state.turn.lock()).await.map_err(|_| DispatchError::Busy)?;
-    let mut purged = 0;
-    for selector in selectors {
-        purged += purge_one(state, selector, deadline).await?;
+    let mut purged = Ok(0);
+    for selector in &selectors {
+        match purge_one(state, selector.clone(), deadline).await {
+            Ok(more) => purged = purged.map(|count| count + more),
+            Err(why) => {
+                purged = Err(why);
+                break;
+            }
+        }
     }
-    Ok(purged)
+    // Shards first: what is saved from then on is without it. Recorded also when a shard did not answer, since others did.
+    record(state, selectors, deadline).await?;
+    purged
+}
+
+/// Sees to it that what was purged does not come back with a snapshot.
+async fn record(state: &State, selectors: Vec<Selector>, deadline: Instant) -> Result<(), DispatchError> {
+    let Some(store) = state.snapshot.clone() else { return Ok(()) };
+    let recorded = timeout_at(deadline, snapshot::off_thread(move || store.record(&selectors))).await;
+    let why = match recorded {
+        Ok(Some(Ok(snapshot_is_due))) => {
+            if snapshot_is_due {
+                state.snapshot_due.notify_one();
+            }
+            return Ok(());
+        }
+        Ok(Some(Err(error))) => error.to_string(),
+        Ok(None) => SaveError::NoThread.to_string(),
+        Err(_) => "the disk did not answer in time".to_owned(),
+    };
+    tracing::error!(%why, "a purge cannot be recorded: what it dropped may come back with the next start");
+    Err(DispatchError::Unrecorded(why))
 }
 
 async fn purge_one(state: &State, selector: Selector, deadline: Instant) -> Result<u64, DispatchError> {
@@ -129,6 +159,44 @@ pub(super) async fn warm(state: &State, urls: Vec<(String, String)>) -> Result<(
         }
         tokio::time::sleep(RING_RETRY).await;
     }
+}
+
+/// Saves the cache; one at a time. What goes wrong is logged here.
+pub(super) async fn save(state: &State, is_last: bool) -> Result<Saved, SaveError> {
+    let store = state.snapshot.clone().ok_or(SaveError::Off)?;
+    let _turn = state.saving.lock().await;
+    let result = save_one(state, &store, is_last).await;
+    match &result {
+        Ok(saved) => tracing::info!(saved.entries, saved.bytes, took = ?saved.duration, "cache saved"),
+        Err(error) => {
+            store.failed();
+            tracing::error!(%error, "the cache cannot be saved; the snapshot before is kept");
+        }
+    }
+    result
+}
+
+async fn save_one(state: &State, store: &Arc<Store>, is_last: bool) -> Result<Saved, SaveError> {
+    let begin = Arc::clone(store);
+    let begun = snapshot::off_thread(move || begin.begin()).await.ok_or(SaveError::NoThread)??;
+    let id = state.next_id();
+    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, Command::Export { id })).collect();
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    loop {
+        try_send(state, &mut unsent);
+        if unsent.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(SaveError::Unanswered(unsent.into_iter().map(|(shard, _)| shard).collect()));
+        }
+        tokio::time::sleep(RING_RETRY).await;
+    }
+    let (store, shards) = (Arc::clone(store), Arc::clone(&state.shards));
+    let has_ended = move |shard: usize| shards.shared()[shard].ended.load(Acquire);
+    let count = state.shards.count();
+    let finish = move || store.finish(begun, id, count, has_ended, is_last);
+    snapshot::off_thread(finish).await.ok_or(SaveError::NoThread)?
 }
 
 /// Tells every shard to drain; a full ring is tried again for as long as the caller waits.

@@ -7,7 +7,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
+
+use crate::cache::object::Object;
 
 use crate::base::exemplar::RouteExemplars;
 
@@ -71,6 +73,8 @@ pub enum Command {
     /// Fetch into the cache: host (as in a key) and target. Control gives each URL to one shard, which hands it to the key's owner
     /// if that is another one. Acknowledging is allowed and not waited for.
     Warm { id: u64, urls: Vec<(String, String)> },
+    /// Hand over the entries to be saved, bit by bit so that nobody waits, as one `Export` with this id.
+    Export { id: u64 },
     /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
     Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
     /// Get to know what is new in a configuration, then `Acks::complete`.
@@ -114,6 +118,29 @@ pub enum Selector {
     Prefix(Vec<u8>),
     /// Entries whose response carried this tag.
     Tag(Vec<u8>),
+}
+
+/// The entries of one shard, on their way to the snapshot. Only a shard that ends has them kept for it: else saving would keep in memory
+/// what the cache has let go.
+#[derive(Debug, Default)]
+pub struct Export {
+    /// `LAST_EXPORT`, or that of the command.
+    pub id: u64,
+    pub shard: usize,
+    pub entries: Vec<Exported>,
+    pub kept: Vec<Arc<Object>>,
+}
+
+/// The id of what a shard hands over when it has drained.
+pub const LAST_EXPORT: u64 = 0;
+
+#[derive(Debug, Clone)]
+pub struct Exported {
+    pub object: Weak<Object>,
+    /// How often it was asked for lately.
+    pub hits: u8,
+    /// As `cache::snapshot::worth` has it.
+    pub worth: f32,
 }
 
 /// How control reaches the shards; implemented where the rings and doorbells are.

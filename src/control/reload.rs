@@ -70,6 +70,8 @@ impl From<DispatchError> for ReloadError {
         match error {
             DispatchError::Busy => Self::Busy,
             DispatchError::Unanswered(shards) => Self::Unanswered(shards),
+            // Purges alone are recorded.
+            DispatchError::Unrecorded(_) => Self::Busy,
         }
     }
 }

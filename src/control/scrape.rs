@@ -1,12 +1,14 @@
 //! The text of `/metrics`: the recorder's families, brought up to date with what the shards share, and the process's own.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use metrics::{describe_gauge, gauge, with_local_recorder};
+use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 
 use super::exposition::{Page, pairs};
 use super::openmetrics::Format;
 use super::recorder::{Kind, Labels};
+use super::snapshot::Numbers;
 use super::{State, process, status};
 use crate::base::exemplar::Exemplar;
 use crate::base::outcome::Outcome;
@@ -88,6 +90,9 @@ fn update(state: &State) {
         }
     }
     gauge!("pilotlight_config_generation").set(state.generation.get() as f64);
+    if let Some(store) = &state.snapshot {
+        snapshot(store.numbers());
+    }
     for (at, upstream) in state.config.upstreams.iter().enumerate() {
         if state.config.retired.upstreams.contains(&at) {
             continue;
@@ -106,7 +111,31 @@ fn update(state: &State) {
     }
 }
 
+fn snapshot(numbers: Numbers) {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+    if let Some(saved_unix_ms) = numbers.saved_unix_ms {
+        gauge!("pilotlight_snapshot_age_seconds").set(unix_ms.saturating_sub(saved_unix_ms) as f64 / 1000.0);
+    }
+    if let Some(last) = numbers.last {
+        gauge!("pilotlight_snapshot_duration_seconds").set(last.duration.as_secs_f64());
+        gauge!("pilotlight_snapshot_entries").set(last.entries as f64);
+        gauge!("pilotlight_snapshot_bytes").set(last.bytes as f64);
+    }
+    gauge!("pilotlight_snapshot_loaded_entries").set(numbers.loaded as f64);
+    gauge!("pilotlight_snapshot_damaged_places").set(numbers.damaged as f64);
+    counter!("pilotlight_snapshot_saves_total").absolute(numbers.saves);
+    counter!("pilotlight_snapshot_failures_total").absolute(numbers.failures);
+}
+
 fn describe() {
+    describe_gauge!("pilotlight_snapshot_age_seconds", "Time since the entries of the snapshot on disk were taken.");
+    describe_gauge!("pilotlight_snapshot_duration_seconds", "How long the last save took.");
+    describe_gauge!("pilotlight_snapshot_entries", "Entries that the last save wrote.");
+    describe_gauge!("pilotlight_snapshot_bytes", "Bytes that the last save wrote.");
+    describe_gauge!("pilotlight_snapshot_loaded_entries", "Entries taken from the snapshot at the start.");
+    describe_gauge!("pilotlight_snapshot_damaged_places", "Damaged places found in the snapshot at the start.");
+    describe_counter!("pilotlight_snapshot_saves_total", "Snapshots written.");
+    describe_counter!("pilotlight_snapshot_failures_total", "Saves and records of purges that failed.");
     describe_gauge!("pilotlight_build_info", "Always 1; the version is the label.");
     super::reload::describe();
     describe_gauge!(

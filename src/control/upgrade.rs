@@ -92,6 +92,10 @@ async fn attempt(state: &State) -> Result<u32, UpgradeError> {
     }
     let within = state.config.server.upgrade_timeout;
     let deadline = Instant::now() + within;
+    if state.snapshot.is_some() {
+        // What the new process starts with. Without it, with an older one: its warm lists are filled either way.
+        let _ = timeout_at(deadline, dispatch::save(state, false)).await;
+    }
     let successor = Arc::clone(&state.successor);
     let started = tokio::task::spawn_blocking(move || successor.start()).await;
     let started = started.unwrap_or_else(|_| Err(io::Error::other("a panic")));

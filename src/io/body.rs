@@ -61,7 +61,7 @@ impl Source {
 
     /// Reads once, with room for at least `room` bytes. Returns how many came; 0 at the end. `by_mono_ms` is when to give up.
     pub async fn fill(&mut self, room: usize, by_mono_ms: u64, expiry: Expiry) -> io::Result<usize> {
-        self.shard.deadlines.arm(self.deadline, by_mono_ms, expiry);
+        self.shard.deadlines.arm(self.deadline, by_mono_ms.min(self.until_mono_ms), expiry);
         let (result, buf) = self.start_read(room).await;
         self.shard.deadlines.disarm(self.deadline);
         self.finish_read(buf);

@@ -3,6 +3,7 @@
 use super::clock;
 use super::deadlines::Deadlines;
 use super::downstream;
+use super::export;
 use super::fetch;
 use super::leaving::Leaving;
 use super::listener::{self, Listening};
@@ -15,7 +16,7 @@ use crate::base::current::Current;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
 use crate::config::{Addr, Authorization, Config, Endpoint};
-use crate::control::link::{self, Acks, Command, ShardShared};
+use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
@@ -30,6 +31,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// What all shards share, none of it ever written but the atomics. A reload puts another one in its place.
@@ -45,6 +47,8 @@ pub struct Common {
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
+    /// Where shards hand over their entries to be saved; `None`: nothing is saved.
+    pub exports: Option<SyncSender<Export>>,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
     pub clients: Arc<[AtomicUsize]>,
 }
@@ -335,6 +339,9 @@ impl Shard {
                     self.warm_once(host, target, now);
                 }
                 self.common.acks.complete(self.id, id, urls.len() as u64);
+            }
+            Command::Export { id } => {
+                monoio::spawn(listener::catch(export::run(Rc::clone(self), id)));
             }
             Command::Servers { upstream, endpoints } => {
                 let at = upstream as usize;

@@ -3,6 +3,7 @@
 use super::clock;
 use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
+use super::export;
 use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
@@ -127,6 +128,7 @@ async fn drive(start: Start) -> io::Result<()> {
     shard.publish(now);
     shard.common.shared[id].ready.store(true, Ordering::Release);
     tick(&shard).await;
+    export::last(&shard);
     Ok(())
 }
 

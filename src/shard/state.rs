@@ -14,6 +14,7 @@ use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
 use crate::cache::partition::{Partition, Stored};
+use crate::cache::snapshot;
 use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
 use std::collections::HashMap;
@@ -38,11 +39,7 @@ impl Selector {
         let url = key::url_part(full_key);
         match self {
             Self::Url(wanted) => url == wanted.as_slice(),
-            Self::Prefix(prefix) if prefix.first() == Some(&b'/') => {
-                let path = memchr::memchr(b'/', url).map_or(&[][..], |at| &url[at..]);
-                path.starts_with(prefix)
-            }
-            Self::Prefix(prefix) => url.starts_with(prefix),
+            Self::Prefix(prefix) => key::begins_with(url, prefix),
             Self::Tag(_) => false,
         }
     }
@@ -509,6 +506,29 @@ impl State {
         };
         self.counts.purged += gone as u64;
         gone as u64
+    }
+
+    /// Appends what there is to save of so many places of the partition, from `from` on. Returns where to go on; `None` at the end.
+    pub fn export(&self, from: usize, places: usize, into: &mut Vec<(Stored, u8, f32)>) -> Option<usize> {
+        self.partition.visit(from, places, |variants, hits| {
+            // One worth for all variants of a key: ordered by it they stay in their order.
+            let mut worth = None;
+            for stored in variants {
+                let worth = *worth.get_or_insert_with(|| snapshot::worth(stored, hits));
+                into.push((Rc::clone(stored), hits, worth));
+            }
+        })
+    }
+
+    /// Takes saved entries, the most valuable and the newest of a key last. Before anything is served.
+    pub fn restore(&mut self, entries: Vec<(Arc<Object>, u8)>) {
+        for (object, hits) in entries {
+            let object = Rc::new(object);
+            self.partition.insert(Rc::clone(&object));
+            if hits > 0 {
+                self.partition.add_hits(object.hash, object.key(), hits.into());
+            }
+        }
     }
 
     /// Has one key fetched because somebody said it will be asked for, unless it is being fetched.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from front import Rate, caddy
-from harness import Connection, Gateway, HttpError, binary, free_port, http, run, wait_until
+from harness import Connection, Gateway, HttpError, binary, free_port, http, is_hit, run, wait_until
 from slow_origin import Reply
 
 CONFIG = """
@@ -195,6 +195,17 @@ def test_the_new_process_accepts_when_it_is_warm(origin):
         gate.set()
         wait_until(lambda: serving_or_none(gateway) not in (old, None), 10, "the new process")
         gateway.pids.append(gateway.serving())
+
+
+def test_the_cache_is_handed_over(origin):
+    config = CONFIG.replace("[upstreams", '[cache]\nsnapshot = "{dir}/cache"\n[upstreams', 1)
+    with Upgraded(origin, config) as gateway:
+        gateway.get("/kept")
+        done = gateway.upgrade()
+        assert done.returncode == 0, done.stderr
+        assert gateway.wait(10) == 0
+        assert is_hit(gateway.get("/kept")), "the new process starts with what the old one had"
+        assert origin.count("/kept") == 1
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
