@@ -4,10 +4,12 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 use bytes::Bytes;
+use pilotlight::base::record::Record;
 use pilotlight::cache::freshness::Validity;
 use pilotlight::cache::object::{Object, Parts};
 use pilotlight::cache::vary::{self, Vary};
-use pilotlight::config::{Overrides, load};
+use pilotlight::config::{Config, Log, LogTarget, Overrides, load};
+use pilotlight::control::access_log::RING_RECORDS;
 use pilotlight::control::link::{Acks, ShardShared};
 use pilotlight::control::recorder::Recorder;
 use pilotlight::http::encode;
@@ -15,12 +17,14 @@ use pilotlight::http::head::{Method, ResponseHead};
 use pilotlight::http::parse;
 use pilotlight::io::core::{Common, Shard};
 use pilotlight::io::hit::{self, Answered, Next};
+use pilotlight::io::journal::{Journal, Sender};
 use pilotlight::io::mailbox;
 use pilotlight::route::table::Table;
 use pilotlight::shard::message::{Action, FetchOutcome, Reply, Token};
 use pilotlight::shard::query::Query;
 use pilotlight::shard::state::{RoutePolicy, State};
 use pilotlight::shard::warm::Warm;
+use rtrb::{Consumer, RingBuffer};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -103,6 +107,15 @@ pub fn shard() -> Shard {
     Shard::new(0, 1, Arc::new(common), state, outbox)
 }
 
+/// Has this part of its hits told to a log, up to as many as the ring returned has room for.
+pub fn log(shard: &Shard, sample: f64) -> Consumer<Record> {
+    let log = Log { access: Some(LogTarget::Stderr), sample, ..Log::default() };
+    let config = Config { log, ..(*shard.common.config).clone() };
+    let (near, far) = RingBuffer::new(RING_RECORDS);
+    assert!(shard.journal.set(Journal::new(&config, 0, 7, near).expect("a log")).is_ok(), "the first");
+    far
+}
+
 pub fn hasher() -> ahash::RandomState {
     ahash::RandomState::with_seeds(1, 2, 3, 4)
 }
@@ -160,5 +173,5 @@ pub fn answer(shard: &Shard, bytes: &[u8], out: &mut Vec<u8>, answered: &mut Ans
     out.clear();
     let (taken, next) = hit::answer(shard, bytes, out, answered, NOW_MONO_MS);
     assert!(taken == bytes.len() && matches!(next, Next::Read), "everything is a hit");
-    answered.record(shard, 12_000);
+    answered.record(shard, Sender { peer: None, trusted: true }, 0, 12_000);
 }

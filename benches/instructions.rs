@@ -1,8 +1,8 @@
 //! Answers the same hit COUNT times, and nothing else: `scripts/hot-path` runs it under callgrind with two counts, whose difference is
-//! the instructions of a hit without its sockets.
+//! the instructions of a hit without its sockets. SAMPLE is the part of them that an access log gets; none: there is no log.
 //!
 //! ```text
-//!   instructions plain|caddy COUNT
+//!   instructions plain|caddy COUNT [SAMPLE]
 //! ```
 
 #[path = "fixture.rs"]
@@ -16,10 +16,12 @@ fn main() {
     let request = match args.first().map(String::as_str) {
         Some("plain") => fixture::PLAIN,
         Some("caddy") => fixture::BEHIND_CADDY,
-        _ => panic!("usage: instructions plain|caddy COUNT"),
+        _ => panic!("usage: instructions plain|caddy COUNT [SAMPLE]"),
     };
     let count: u64 = args.get(1).and_then(|count| count.parse().ok()).expect("COUNT is a number");
     let shard = fixture::shard();
+    // Must outlast the hits, or they would be dropped.
+    let _log = args.get(2).map(|sample| fixture::log(&shard, sample.parse().expect("SAMPLE is a number")));
     fixture::store(&shard, request, 1024);
     let (mut out, mut answered) = (Vec::new(), Answered::default());
     for _ in 0..count {

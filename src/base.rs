@@ -4,5 +4,6 @@ pub mod current;
 pub mod exemplar;
 pub mod limits;
 pub mod outcome;
+pub mod record;
 pub mod size_class;
 pub mod time;

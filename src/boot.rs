@@ -3,9 +3,11 @@
 mod inherit;
 
 use crate::base::limits;
+use crate::base::record::Record;
 use crate::cache::key;
 use crate::cache::snapshot::Entry;
 use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
+use crate::control::access_log::{AccessLog, RING_RECORDS};
 use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
@@ -25,6 +27,7 @@ use crate::shard::slots::Slots;
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
 use inherit::{Again, Inherited};
+use rtrb::{Producer, RingBuffer};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -49,6 +52,8 @@ pub enum BootError {
         "{count} warm lists, but a process that began with few has room for {room}: `pilotlight upgrade` makes room"
     )]
     WarmLists { count: usize, room: usize },
+    #[error("cannot write the access log: {0}")]
+    Log(std::io::Error),
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
 }
@@ -181,6 +186,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     });
     let states = states(&common, shards, restored(&common, store.as_deref(), shards))?;
     let (mailboxes, lanes) = mailbox::build(shards)?;
+    let (log, mut journals) = start_log(&config, shards)?;
     for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
         let start = Start {
             id,
@@ -191,6 +197,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
             inbox,
             outbox,
             bound,
+            journal: journals.next(),
         };
         spawn(start)?;
     }
@@ -210,11 +217,26 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         signals: true,
     };
     let (ended, listen) = control.run()?;
+    if let Some(log) = log {
+        log.finish();
+    }
     // What is handed over is another process's.
     if ended != Ended::HandedOver && !kept {
         listener::remove_files(&listen);
     }
     Ok(ended)
+}
+
+/// The log's thread, and the near end of each shard's ring to it; neither when nothing is to be told.
+fn start_log(
+    config: &Arc<Config>,
+    shards: usize,
+) -> Result<(Option<AccessLog>, impl Iterator<Item = Producer<Record>> + use<>), BootError> {
+    let wanted = config.log.access.is_some() || config.tracing.is_some();
+    let rings = (0..if wanted { shards } else { 0 }).map(|_| RingBuffer::new(RING_RECORDS));
+    let (near, far): (Vec<_>, Vec<_>) = rings.unzip();
+    let log = if wanted { Some(AccessLog::start(Arc::clone(config), far).map_err(BootError::Log)?) } else { None };
+    Ok((log, near.into_iter()))
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {

@@ -6,6 +6,7 @@ pub mod error;
 pub mod expand;
 pub mod file;
 pub mod load;
+pub mod log;
 pub mod merge;
 pub mod print;
 pub mod routes;
@@ -64,6 +65,9 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
     pub warm: Vec<WarmList>,
+    pub log: Log,
+    /// `None`: traces are their clients' and upstreams' affair.
+    pub tracing: Option<Tracing>,
     pub retired: Retired,
 }
 
@@ -270,6 +274,45 @@ pub enum Authorization {
     Rfc9111,
     /// One entry for each value of the credentials.
     PerCredential,
+}
+
+/// The access log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// `None`: there is none.
+    pub access: Option<LogTarget>,
+    /// Of the requests that are neither slow nor failed, such a share is logged: 0 to 1. Default 0.01.
+    pub sample: f64,
+    /// Requests that take so long are logged in any case. Default 500 ms.
+    pub slow: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    Stdout,
+    Stderr,
+    /// Absolute.
+    File(PathBuf),
+}
+
+/// W3C Trace Context towards upstreams, and spans.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// Where spans go. `None`: nowhere, and traces are only passed on or started.
+    pub endpoint: Option<Collector>,
+    /// Of the traces that begin here, such a share is sampled: 0 to 1. Default 0.01.
+    pub sample: f64,
+    /// `service.name` of the spans.
+    pub service: String,
+}
+
+/// An OTLP collector that is spoken to over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collector {
+    /// A name or an address, without brackets.
+    pub host: String,
+    pub port: u16,
+    pub path: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -3,6 +3,7 @@
 //! It is ordinary code on a thread of its own, not pinned to a shard's core. It must answer when every shard is stuck, so it only ever
 //! reads what shards share ([`link`]), and each wait for a shard has a deadline. Must not know how a shard works or how commands travel.
 
+pub mod access_log;
 mod admin;
 mod dispatch;
 mod exposition;
@@ -20,6 +21,7 @@ pub mod snapshot;
 mod status;
 #[cfg(test)]
 mod strict;
+pub mod trace;
 pub mod upgrade;
 pub mod url;
 pub mod watchdog;

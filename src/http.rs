@@ -12,3 +12,4 @@ mod host;
 mod lines;
 pub mod parse;
 mod start_line;
+pub mod traceparent;

@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod export;
 pub mod fetch;
 pub mod hit;
+pub mod journal;
 pub mod leaving;
 pub mod listener;
 pub mod mailbox;

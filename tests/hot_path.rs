@@ -1,5 +1,5 @@
-//! What a hit may cost: a whole gateway in this process, an allocator that counts what its shard's thread asks for, and hits over the
-//! loopback.
+//! What a hit may cost, logged and traced besides: a whole gateway in this process, an allocator that counts what its shard's thread asks for,
+//! and hits over the loopback.
 
 use pilotlight::boot;
 use pilotlight::config::{Overrides, load};
@@ -169,7 +169,8 @@ fn gateway(origin: SocketAddr) -> SocketAddr {
     let (listen, admin) = (port(), port());
     let config = format!(
         "[server]\nlisten = [\"{listen}\"]\nshards = 1\n[admin]\nlisten = \"{admin}\"\n\
-         [upstreams.app]\nservers = [\"{origin}\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n"
+         [upstreams.app]\nservers = [\"{origin}\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n\
+         [log]\naccess = \"/dev/null\"\nsample = 1\n[tracing]\nsample = 1\n"
     );
     let config = load::parse("test", &config, &Overrides::default()).expect("a good configuration");
     thread::spawn(move || boot::serve(config.clone(), Box::new(move || Ok(config.clone()))));

@@ -90,7 +90,7 @@ impl Gateway {
         let (mut mailboxes, mut lanes) = mailbox::build(1).expect("descriptors");
         let (inbox, outbox) = mailboxes.remove(0);
         let bound = vec![Bound::Tcp(listener)];
-        let start = Start { id: 0, count: 1, cpu: None, common, state: Box::new(state), inbox, outbox, bound };
+        let start = Start { id: 0, count: 1, cpu: None, common, state: Box::new(state), inbox, outbox, bound, journal: None };
         std::thread::spawn(move || runtime::run(start).expect("an event loop"));
         while !shared[0].ready.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(1));

@@ -9,9 +9,9 @@ pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 pub const FIELD_LINE_BYTES_MAX: usize = 8187;
 /// Most field lines in a response head, and in the trailers of a message.
 pub const FIELDS_MAX: usize = 100;
-/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, three of X-Forwarded and two
-/// validators.
-pub const FIELDS_ADDED_MAX: usize = 10;
+/// Most field lines that we may add to a request: Host, Via, CDN-Loop, Content-Length, X-Request-Id, traceparent, three of X-Forwarded
+/// and two validators.
+pub const FIELDS_ADDED_MAX: usize = 11;
 /// Most field lines in a request head: gunicorn's `limit_request_fields` of 100, less what we add. A request that gunicorn alone
 /// refuses would hand its refusal to everybody who waits for the same fetch.
 pub const REQUEST_FIELDS_MAX: usize = 100 - FIELDS_ADDED_MAX;

@@ -22,6 +22,8 @@ pub struct File {
     pub upstreams: BTreeMap<String, Upstream>,
     pub routes: Vec<Route>,
     pub warm: Vec<Warm>,
+    pub log: Log,
+    pub tracing: Option<Tracing>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -154,6 +156,22 @@ pub struct Warm {
     pub paths: Spanned<Vec<Spanned<String>>>,
     #[serde(default)]
     pub headers: BTreeMap<Spanned<String>, Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub access: Option<Spanned<String>>,
+    pub sample: Option<Share>,
+    pub slow: Option<Grace>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    pub endpoint: Option<Spanned<String>>,
+    pub sample: Option<Share>,
+    pub service: Option<String>,
 }
 
 /// `"auto"`, a number of shards, or a string with a CPU list.

@@ -16,7 +16,7 @@ use super::file::{self, File, Shards};
 use super::shards::{allowed_cpus, assign, parse_flag};
 use super::units::print_size;
 use super::{
-    Addr, BusyPoll, Cache, Config, Ejection, Overrides, Retired, Route, Server, Upstream, routes, upstreams, warm,
+    Addr, BusyPoll, Cache, Config, Ejection, Overrides, Retired, Route, Server, Upstream, log, routes, upstreams, warm,
 };
 
 const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
@@ -76,7 +76,18 @@ fn resolve(source: Source<'_>, flags: &Overrides, around: &Surroundings<'_>) -> 
     let routes = routes::resolve(source, &file.routes, &upstreams)?;
     let (upstreams, routes) = complete(source, upstreams, routes, flags, &own)?;
     let warm = warm::resolve(source, &file.warm, &routes, &upstreams, around.env)?;
-    Ok(Config { server, admin: admin.0.clone(), cache, upstreams, routes, warm, retired: Retired::default() })
+    let (log, tracing) = (log::log(source, &file.log)?, log::tracing(source, file.tracing.as_ref())?);
+    Ok(Config {
+        server,
+        admin: admin.0.clone(),
+        cache,
+        upstreams,
+        routes,
+        warm,
+        log,
+        tracing,
+        retired: Retired::default(),
+    })
 }
 
 /// All listeners and where each was written, the admin's last; none in another's way.

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::shards::print_cpus;
 use super::units::{print_duration, print_size};
-use super::{Addr, Authorization, BusyPoll, Config, Route, RouteCache, Server, Upstream, WarmList};
+use super::{
+    Addr, Authorization, BusyPoll, Collector, Config, Log, LogTarget, Route, RouteCache, Server, Tracing, Upstream,
+    WarmList,
+};
 
 /// Writes every value, the defaults included.
 pub fn effective(config: &Config) -> String {
@@ -30,6 +33,10 @@ pub fn effective(config: &Config) -> String {
     }
     for list in &config.warm {
         warm(&mut out, list);
+    }
+    log(&mut out, &config.log);
+    if let Some(each) = &config.tracing {
+        tracing(&mut out, each);
     }
     out.0
 }
@@ -213,4 +220,26 @@ fn warm(out: &mut Text, list: &WarmList) {
         format!("{} = {}", quote(name), quote(&value))
     });
     out.raw("headers", format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
+}
+
+fn log(out: &mut Text, log: &Log) {
+    out.head("[log]");
+    match &log.access {
+        None => out.text("access", "off"),
+        Some(LogTarget::Stdout) => out.text("access", "stdout"),
+        Some(LogTarget::Stderr) => out.text("access", "stderr"),
+        Some(LogTarget::File(path)) => out.text("access", &path.to_string_lossy()),
+    }
+    out.share("sample", log.sample);
+    out.time("slow", log.slow);
+}
+
+fn tracing(out: &mut Text, tracing: &Tracing) {
+    out.head("[tracing]");
+    if let Some(Collector { host, port, path }) = &tracing.endpoint {
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        out.text("endpoint", &format!("http://{host}:{port}{path}"));
+    }
+    out.share("sample", tracing.sample);
+    out.text("service", &tracing.service);
 }

@@ -147,6 +147,14 @@ scheme = "https"
 host = "api.example.com:8443"
 paths = ["/a/{x,y}", "/a/x", "/c?q='%7B'"]
 headers = { Accept = "text/\"x\"", "X-API-Key" = "env:WARM_API_KEY" }
+[log]
+access = "/var/log/p/access.log"
+sample = 1
+slow = "0s"
+[tracing]
+endpoint = "http://[::1]/otlp?x"
+sample = 0.5
+service = "edge"
 "#;
 
 #[test]
@@ -187,6 +195,9 @@ fn everything_is_read() {
     assert_eq!((config.routes[1].name.as_str(), config.routes[1].cache.is_none()), ("/b", true));
     assert_eq!(config.routes[2].cache, Some(RouteCache::default()));
     assert_eq!(config.warm[0].targets, ["/a/x", "/a/y", "/c?q='%7B'"]);
+    assert_eq!(config.log.access, Some(LogTarget::File("/var/log/p/access.log".into())));
+    let collector = config.tracing.unwrap().endpoint.unwrap();
+    assert_eq!((&*collector.host, collector.port, &*collector.path), ("::1", 4318, "/otlp?x"));
 }
 
 #[test]
@@ -262,6 +273,13 @@ fn mistakes_in_a_file() {
         ("[server]\nbusy_poll = 'on'", "p.toml:6:13: bad busy_poll \"on\": expected \"off\", \"always\" or a duration"),
         ("[server]\nbusy_poll = '2s'", "p.toml:6:13: the duration 2s is out of bounds"),
         ("[server]\nmax_connections = 0", "p.toml:6:19: invalid value: integer `0`, expected a nonzero usize"),
+        ("[log]\naccess = 'log/access'", "p.toml:6:10: bad access \"log/access\": expected \"off\""),
+        ("[log]\nsample = 2", "p.toml:6:10: the share 2 is out of bounds"),
+        ("[log]\nacces = 'off'", "p.toml:6:1: unknown key `acces`; did you mean `access`?"),
+        ("[tracing]\nendpoint = 'https://c'", "p.toml:6:12: bad endpoint \"https://c\": expected http://HOST"),
+        ("[tracing]\nendpoint = 'http://c:0'", "p.toml:6:12: bad endpoint"),
+        ("[tracing]\nendpoint = 'http://[::g]'", "p.toml:6:12: bad endpoint"),
+        ("[tracing]\nendpoint = 'http://a b/'", "p.toml:6:12: bad endpoint"),
         ("[server]\nname = 'a b'", "p.toml:6:8: bad name \"a b\": expected a token"),
         ("[server]\ntrusted_proxies = ['::1', '10.0.0.0/33']", "p.toml:6:27: bad trusted proxy \"10.0.0.0/33\""),
         ("[cache]\nmemory = '8 apples'", "p.toml:6:10: bad size \"8 apples\": expected a whole number and B, k, m"),

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use super::super::reload::{Planned, Renew};
 use super::super::upgrade::{Started, Successor};
 use super::*;
-use crate::config::{Addr, BusyPoll, Cache, Config, Route, Server, WarmList};
+use crate::config::{Addr, BusyPoll, Cache, Config, Log, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::recorder::Recorder;
 use crate::control::{Control, Ended, strict};
@@ -104,6 +104,8 @@ fn config() -> Config {
             cache: None,
         }],
         warm: vec![list],
+        log: Log::default(),
+        tracing: None,
         retired: Default::default(),
     }
 }

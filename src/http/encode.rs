@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::fields::{FieldId, is_forwarded_by, is_hop_by_hop};
 use super::framing::{self, BodyLength};
 use super::head::{FieldsView, Method, RequestHead, ResponseHead};
+use super::traceparent::{self, Traceparent};
 
 /// Longest X-Request-Id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -35,6 +36,18 @@ pub struct Forward<'a> {
     /// Ask for the full representation, for everybody: no conditions, no ranges, no cache directives of this one client.
     pub for_cache: bool,
     pub validators: Validators<'a>,
+    pub trace: Trace,
+}
+
+/// What becomes of the fields of W3C Trace Context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    /// They are the client's own affair.
+    PassedOn,
+    /// Left out of what is kept to be sent again: that will not be for this client.
+    Omitted,
+    /// This traceparent, and the tracestate only if it belongs to the same trace.
+    Replaced { parent: Traceparent, keep_state: bool },
 }
 
 /// What the stored response can be validated with; replaces the client's own conditions.
@@ -79,6 +92,7 @@ pub fn request(out: &mut Vec<u8>, f: &Forward<'_>) {
         }
     }
     forwarding_fields(out, f);
+    trace_fields(out, f);
     if let Some(etag) = f.validators.etag {
         field(out, b"If-None-Match", etag);
     }
@@ -283,6 +297,8 @@ fn is_passed_on(f: &Forward<'_>, id: FieldId, name: &[u8]) -> bool {
         | FieldId::IfUnmodifiedSince
         | FieldId::Range => !f.for_cache && f.validators.etag.is_none() && f.validators.last_modified.is_none(),
         FieldId::CacheControl | FieldId::Pragma | FieldId::XHttpMethodOverride => !f.for_cache,
+        FieldId::Traceparent => f.trace == Trace::PassedOn,
+        FieldId::Other if name.eq_ignore_ascii_case(b"tracestate") => f.trace == Trace::PassedOn,
         FieldId::Other if is_forwarded_by(name) => f.trusted,
         FieldId::Other if is_method_override(name) => !f.for_cache,
         _ => !is_hop_by_hop(id),
@@ -314,6 +330,23 @@ fn forwarding_fields(out: &mut Vec<u8>, f: &Forward<'_>) {
     let id = view.first(FieldId::XRequestId).filter(|id| is_request_id(id)).unwrap_or(f.request_id);
     if !id.is_empty() {
         field(out, b"X-Request-Id", id);
+    }
+}
+
+fn trace_fields(out: &mut Vec<u8>, f: &Forward<'_>) {
+    let Trace::Replaced { parent, keep_state } = f.trace else { return };
+    out.extend_from_slice(b"traceparent: ");
+    parent.append(out);
+    out.extend_from_slice(b"\r\n");
+    if keep_state {
+        let start = out.len();
+        out.extend_from_slice(b"tracestate: ");
+        let empty = out.len();
+        traceparent::append_state(out, f.head.view(f.buf));
+        if out.len() == empty {
+            return out.truncate(start);
+        }
+        out.extend_from_slice(b"\r\n");
     }
 }
 

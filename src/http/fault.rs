@@ -204,7 +204,7 @@ impl Fault {
             Self::RequestLineTooLong => "the request line is longer than 8190 bytes",
             Self::FieldLineTooLong => "a field line is longer than 8187 bytes",
             Self::HeadTooLong => "the head is longer than 32768 bytes",
-            Self::TooManyFields => "the head has more than 90 fields in a request, or 100 in a response",
+            Self::TooManyFields => "the head has more than 89 fields in a request, or 100 in a response",
             Self::BadFieldName => "a field line has no colon, or a name that is not a token directly before it",
             Self::BadFieldValue => "a field value has a control byte",
             Self::FramingLookalike => "a field is named almost like Content-Length or Transfer-Encoding",

@@ -5,6 +5,7 @@ use super::deadlines::Deadlines;
 use super::downstream;
 use super::export;
 use super::fetch;
+use super::journal::Journal;
 use super::leaving::Leaving;
 use super::listener::{self, Listening};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
@@ -25,7 +26,7 @@ use crate::shard::query::Query;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{EvictReason, Telemetry};
 use elsa::FrozenVec;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -81,6 +82,8 @@ pub struct Shard {
     pub telemetry: Current<Telemetry>,
     /// What the scrape shields ask for, by route.
     pub shields: Current<HashMap<u16, Arc<Query>>>,
+    /// Set before anything is served, or never.
+    pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
@@ -133,6 +136,7 @@ impl Shard {
             upstreams,
             telemetry,
             shields: Current::new(Arc::new(shield::queries(&common))),
+            journal: OnceCell::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
@@ -169,6 +173,18 @@ impl Shard {
     pub fn now_at(&self, mono_ns: u64) -> Now {
         let mono_ms = mono_ns / 1_000_000;
         Now { mono_ms, unix_ms: mono_ms.saturating_add_signed(self.unix_offset_ms.get()) }
+    }
+
+    /// What takes records of requests, if any are wanted.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.get()
+    }
+
+    /// Nanoseconds since the epoch of Unix; the wall clock counts to the millisecond.
+    #[must_use]
+    pub fn unix_ns_at(&self, mono_ns: u64) -> u64 {
+        mono_ns.saturating_add_signed(self.unix_offset_ms.get().saturating_mul(1_000_000))
     }
 
     /// The current IMF-fixdate (RFC 9110 §5.6.7), formatted once a second.

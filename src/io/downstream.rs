@@ -8,6 +8,7 @@ use super::deadlines::{self, DeadlineKey, Expiry};
 use super::exchange;
 use super::fetch::{self, Flight, Fwd, Stage};
 use super::hit::{self, Answered, Next};
+use super::journal::{Entry, Sender, Trail};
 use super::pass;
 use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
@@ -49,6 +50,8 @@ pub struct Client {
     pub deadline: DeadlineKey,
     pub peer: Option<IpAddr>,
     pub trusted: bool,
+    /// Of the request that is being answered, if it is more than a hit and somebody wants to know.
+    entry: Option<Entry>,
     answered: Answered,
     /// How much is read first when the next request comes.
     room: u16,
@@ -57,6 +60,8 @@ pub struct Client {
 impl Drop for Client {
     fn drop(&mut self) {
         deadlines::shutdown(self.fd, libc::SHUT_RDWR);
+        let from = self.sender();
+        self.answered.leave(&self.shard, from);
         self.shard.deadlines.remove(self.deadline);
         self.shard.connections.set(self.shard.connections.get() - 1);
         self.shard.common.clients[self.shard.id].fetch_sub(1, Ordering::Relaxed);
@@ -86,6 +91,7 @@ impl Client {
             deadline,
             peer: connected.peer,
             trusted: shard.is_trusted(connected.peer),
+            entry: None,
             answered: Answered::default(),
             room: SMALL_READ_BYTES as u16,
             shard,
@@ -116,7 +122,10 @@ impl Client {
             } else {
                 self.write_out(out).await?;
                 now_ns = clock::mono_ns();
-                self.answered.record(&shard, now_ns.saturating_sub(start_ns));
+                // A body that follows is part of its hit.
+                if !matches!(next, Next::Rest(..)) {
+                    self.record_hits(&shard, start_ns, now_ns);
+                }
             }
             match next {
                 Next::Again => {}
@@ -130,7 +139,7 @@ impl Client {
                 }
                 Next::Rest(rest, keep) => {
                     self.write_rest(rest).await?;
-                    self.answered.record(&shard, clock::mono_ns().saturating_sub(start_ns));
+                    self.record_hits(&shard, start_ns, clock::mono_ns());
                     if !keep {
                         return Ok(());
                     }
@@ -138,7 +147,9 @@ impl Client {
                 Next::Slow(head) => {
                     head_by_mono_ms = None;
                     // Boxed: an idle connection must not carry the room that this needs.
-                    if !Box::pin(self.slow(head, start_ns)).await? {
+                    let goes_on = Box::pin(self.slow(head, start_ns)).await?;
+                    self.entry = None;
+                    if !goes_on {
                         return Ok(());
                     }
                     start_ns = clock::mono_ns();
@@ -197,6 +208,7 @@ impl Client {
         let body_timeout_ms = shard.common.config.server.body_timeout.as_millis() as u64;
         shard.deadlines.arm(self.deadline, start_ns / 1_000_000 + body_timeout_ms, Expiry::Both);
         self.source.resize(self.room as usize);
+        let from = self.sender();
         let writing = self.write.write(out);
         let reading = self.source.start_read(self.room as usize);
         let (written, out) = writing.await;
@@ -212,7 +224,7 @@ impl Client {
             shard.put_buffer(out);
         }
         let now_ns = clock::mono_ns();
-        self.answered.record(shard, now_ns.saturating_sub(start_ns));
+        self.answered.record(shard, from, start_ns, now_ns.saturating_sub(start_ns));
         shard.deadlines.arm(self.deadline, now_ns / 1_000_000 + idle_ms(shard), Expiry::Idle);
         shard.idle.set(shard.idle.get() + 1);
         let idle = IdleGuard(Some(shard));
@@ -224,6 +236,11 @@ impl Client {
             self.choose_room(count);
         }
         result
+    }
+
+    fn record_hits(&mut self, shard: &Shard, start_ns: u64, now_ns: u64) {
+        let from = self.sender();
+        self.answered.record(shard, from, start_ns, now_ns.saturating_sub(start_ns));
     }
 
     /// What came first of a request tells how much to read of the next one: large heads, and batches, in one go.
@@ -244,11 +261,20 @@ impl Client {
 
     /// Writes all of it. Every operation must make progress within the body time-out.
     pub async fn write_buf<B: IoBuf>(&mut self, buf: B) -> (io::Result<()>, B) {
+        if let Some(trail) = self.trail() {
+            // SAFETY: a buffer to write has so many bytes there, and nobody changes them while it is borrowed.
+            trail.writing(unsafe { std::slice::from_raw_parts(buf.read_ptr(), buf.bytes_init()) });
+        }
         let shard = Rc::clone(&self.shard);
         let (deadline, ms) = (self.deadline, shard.common.config.server.body_timeout.as_millis() as u64);
         let arm = || shard.deadlines.arm(deadline, shard.mono_ms() + ms, Expiry::Both);
         let result = self.write.write_all(buf, 0, arm).await;
         shard.deadlines.disarm(deadline);
+        if let Some(trail) = self.trail()
+            && result.0.is_ok()
+        {
+            trail.wrote(result.1.bytes_init());
+        }
         result
     }
 
@@ -258,6 +284,12 @@ impl Client {
 
     /// Answers with an error page and ends the connection: where the next request would begin is not known.
     async fn refuse(&mut self, failure: Failure) -> io::Result<()> {
+        // Its head is not understood, so there is nothing more to say of it.
+        self.entry = Entry::unread(&self.shard, self.sender(), clock::mono_ns());
+        if let Some(trail) = self.trail() {
+            trail.failed(failure.label);
+            trail.answered(Outcome::Rejected);
+        }
         let mut out = self.shard.take_buffer();
         self.error_page(&mut out, failure, true, false, 1);
         self.write_out(out).await?;
@@ -307,6 +339,7 @@ impl Client {
         let buf: Box<[u8]> = self.source.bytes()[..head.head_len].into();
         self.source.consume(head.head_len);
         let shard = Rc::clone(&self.shard);
+        self.entry = Entry::of(&shard, &head, &buf, self.sender(), start_ns);
         let mut request = Request {
             keep: head.keep_alive && !shard.draining.get(),
             minor: head.minor,
@@ -319,6 +352,7 @@ impl Client {
             return self.no_route(&mut request).await;
         };
         request.route = route;
+        self.trail().into_iter().for_each(|trail| trail.routed(route));
         if hops::is_loop(head.view(&buf), &shard.common.config.server.name, &shard.common.cdn_loop) {
             shard.telemetry.rejected(LOOP.label);
             return self.fail(&mut request, LOOP, Some(Outcome::Rejected)).await;
@@ -360,6 +394,7 @@ impl Client {
     /// RFC 9110 §7.6.2: Max-Forwards is used up, so the answer is ours.
     async fn last_hop(&mut self, request: &mut Request) -> io::Result<bool> {
         self.shard.telemetry.rejected(MAX_FORWARDS);
+        self.note_error(MAX_FORWARDS);
         self.done(request, Outcome::Rejected);
         request.keep = request.keep && request.body.is_done();
         let mut out = self.shard.take_buffer();
@@ -374,6 +409,8 @@ impl Client {
     /// No route's metrics count it, so it is among the rejected.
     async fn no_route(&mut self, request: &mut Request) -> io::Result<bool> {
         self.shard.telemetry.rejected(NO_ROUTE.label);
+        self.note_error(NO_ROUTE.label);
+        self.trail().into_iter().for_each(|trail| trail.answered(Outcome::Rejected));
         self.answer_error(request, NO_ROUTE).await
     }
 
@@ -400,7 +437,7 @@ impl Client {
             }
             Some(Reply::Fetch { lease, stale, .. }) => {
                 let fwd = Fwd::of(stale.as_deref(), shard.mono_ms());
-                let flight = Rc::new(Flight { fwd, ..Flight::default() });
+                let flight = Rc::new(Flight { fwd, trail: self.trail().cloned(), ..Flight::default() });
                 let task = fetch::run(
                     Rc::clone(&shard),
                     Arc::clone(&query),
@@ -466,7 +503,21 @@ impl Client {
         Ok(keep)
     }
 
+    fn trail(&self) -> Option<&Rc<Trail>> {
+        self.entry.as_ref().map(|entry| &entry.trail)
+    }
+
+    /// What went wrong with the request that is being answered.
+    pub fn note_error(&self, label: &'static str) {
+        self.trail().into_iter().for_each(|trail| trail.failed(label));
+    }
+
+    fn sender(&self) -> Sender {
+        Sender { peer: self.peer, trusted: self.trusted }
+    }
+
     pub fn done(&self, request: &Request, outcome: Outcome) {
+        self.trail().into_iter().for_each(|trail| trail.answered(outcome));
         let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(request.start_ns));
         self.shard.telemetry.request_done(request.route as usize, outcome, elapsed);
     }
@@ -488,6 +539,7 @@ impl Client {
             Some(object) => {
                 // RFC 9211 §2.1: no hit, since it was forwarded, if in vain.
                 let fwd = Fwd::of(Some(&object), self.shard.mono_ms());
+                self.note_error(failure.label);
                 let status = fwd.and(&format!("; detail={}", failure.label));
                 self.serve_object(request, query, object, Outcome::Stale, &status).await
             }
@@ -502,6 +554,7 @@ impl Client {
         failure: Failure,
         outcome: Option<Outcome>,
     ) -> io::Result<bool> {
+        self.note_error(failure.label);
         self.done(request, outcome.unwrap_or(Outcome::Error));
         self.answer_error(request, failure).await
     }
@@ -588,6 +641,7 @@ impl Client {
             kind: FetchKind::Foreground,
             for_cache: false,
             validators: encode::Validators::default(),
+            trail: self.trail().cloned(),
         };
         let upload = (!request.body.is_done()).then_some(exchange::Upload {
             source: &mut self.source,

@@ -5,13 +5,14 @@ use super::body::{BodyError, BodyReader, CHUNK_BYTES, Source};
 use super::clock;
 use super::core::Shard;
 use super::deadlines::Expiry;
+use super::journal::{FetchEnd, Trail};
 use super::pool::{self, UpstreamConn};
 use super::reply::Leftover;
 use super::upstream::{self, Place, Trial};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
 use crate::http::chunked;
-use crate::http::encode::{self, Forward, Validators};
+use crate::http::encode::{self, Forward, Trace, Validators};
 use crate::http::framing::BodyLength;
 use crate::http::head::ResponseHead;
 use crate::http::hops;
@@ -40,6 +41,8 @@ pub struct Exchange {
     /// Ends with the exchange, however that ends.
     _body_clock: Option<BodyClock>,
     pub started_mono_ms: u64,
+    /// Notes when it is over.
+    end: Option<FetchEnd>,
 }
 
 /// Measures how long the body of a response takes.
@@ -78,11 +81,13 @@ impl Exchange {
     /// Its body could not be read to the end: that is the server's failure. Says how it is called.
     pub fn broke(&self, error: BodyError) -> Failure {
         self.place.observe(Sign::Failure);
-        match error {
+        let failure = match error {
             BodyError::Timeout if self.slot.shard.mono_ms() >= self.conn.source.until_mono_ms => TOTAL_TIMEOUT,
             BodyError::Timeout => FIRST_BYTE_TIMEOUT,
             BodyError::Cut | BodyError::Malformed | BodyError::TooLarge => CUT,
-        }
+        };
+        self.end.iter().for_each(|end| end.failed(failure.label));
+        failure
     }
 }
 
@@ -120,6 +125,8 @@ pub struct Plan<'a> {
     /// The full representation is wanted, for the cache.
     pub for_cache: bool,
     pub validators: Validators<'a>,
+    /// Who wants to know how it went.
+    pub trail: Option<Rc<Trail>>,
 }
 
 /// # Errors
@@ -127,10 +134,28 @@ pub struct Plan<'a> {
 pub async fn start(
     shard: &Rc<Shard>,
     plan: &Plan<'_>,
+    upload: Option<Upload<'_>>,
+    interim: impl FnMut(&ResponseHead, &[u8]),
+) -> Result<Exchange, Failure> {
+    let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
+    let Some(trail) = &plan.trail else { return go(shard, plan, upstream, upload, interim).await };
+    trail.fetch_begins(shard, upstream, plan.kind);
+    let end = FetchEnd(Rc::clone(trail));
+    let mut result = go(shard, plan, upstream, upload, interim).await;
+    trail.fetch_answered(result.as_ref().map(|exchange| exchange.head.status).map_err(|failure| failure.label));
+    if let Ok(exchange) = &mut result {
+        exchange.end = Some(end);
+    }
+    result
+}
+
+async fn go(
+    shard: &Rc<Shard>,
+    plan: &Plan<'_>,
+    upstream: u16,
     mut upload: Option<Upload<'_>>,
     mut interim: impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Exchange, Failure> {
-    let upstream = shard.common.config.routes[plan.query.route as usize].upstream as u16;
     let asked_mono_ms = shard.mono_ms();
     let Some(trial) = Trial::begin(shard, upstream) else {
         shard.telemetry.fetch_done(upstream as usize, plan.kind, FetchResult::Overloaded, Duration::ZERO);
@@ -143,6 +168,7 @@ pub async fn start(
         shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
     })?;
     shard.telemetry.queue_waited(upstream as usize, plan.kind, waited);
+    plan.trail.iter().for_each(|trail| trail.fetch_has_slot());
     let total = shard.common.config.upstreams[upstream as usize].total_timeout;
     let until = total.map_or(u64::MAX, |total| started_mono_ms.saturating_add(total.as_millis() as u64));
     let mut cancelled = Cancelled { shard, upstream, kind: plan.kind, started_mono_ms, armed: true };
@@ -161,7 +187,18 @@ pub async fn start(
     // What follows a 101 is a tunnel, which lasts as long as its two ends like.
     let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
     let body_clock = (head.status != 101).then(clock);
-    Ok(Exchange { conn, head, head_buf, body, request_sent, slot, place, _body_clock: body_clock, started_mono_ms })
+    Ok(Exchange {
+        conn,
+        head,
+        head_buf,
+        body,
+        request_sent,
+        slot,
+        place,
+        _body_clock: body_clock,
+        started_mono_ms,
+        end: None,
+    })
 }
 
 /// Counts an exchange that is dropped before there was a response: its client has left.
@@ -349,6 +386,7 @@ async fn converse(
             cdn_loop: &shard.common.cdn_loop,
             for_cache: plan.for_cache,
             validators: plan.validators,
+            trace: plan.trail.as_ref().map_or(Trace::PassedOn, |trail| trail.trace()),
         },
     );
     let from_ns = clock::mono_ns();

@@ -5,6 +5,7 @@ use super::body::CHUNK_BYTES;
 use super::core::Shard;
 use super::deadlines::Expiry;
 use super::exchange::{self, Exchange, Plan};
+use super::journal::{Entry, Trail};
 use super::notify::Notify;
 use super::shield;
 use crate::base::outcome::FetchKind;
@@ -16,7 +17,7 @@ use crate::cache::object::{self, Object, Parts};
 use crate::cache::vary::{self, Vary};
 use crate::cache::{key, lines, validate};
 use crate::config::RouteCache;
-use crate::http::encode::{self, Forward, Validators};
+use crate::http::encode::{self, Forward, Trace, Validators};
 use crate::http::framing::BodyLength;
 use crate::http::head::{Method, ResponseHead};
 use crate::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId};
@@ -34,6 +35,8 @@ pub struct Flight {
     pub changed: Notify,
     /// Why it was forwarded (RFC 9211 §2.2).
     pub fwd: Fwd,
+    /// Of the request that started it.
+    pub trail: Option<Rc<Trail>>,
 }
 
 /// Why a request that was looked up is forwarded, as Cache-Status says it (RFC 9211 §2.2).
@@ -138,7 +141,11 @@ pub async fn run(
         etag: stale.etag(),
         last_modified: stale.last_modified(),
     });
-    let mut plan = Plan { query: &query, kind, for_cache: true, validators };
+    // Nobody waits for what has no flight: it tells of itself.
+    let own = if flight.is_none() { Entry::background(&shard, &query) } else { None };
+    let trail = own.as_ref().map(|entry| Rc::clone(&entry.trail));
+    let trail = flight.as_ref().and_then(|flight| flight.trail.clone()).or(trail);
+    let mut plan = Plan { query: &query, kind, for_cache: true, validators, trail };
     let mut interim = |head: &ResponseHead, buf: &[u8]| {
         // RFC 9110 §15.2: who did not ask for 100 need not be told.
         if let Some(flight) = flight.as_deref().filter(|_| head.status != 100) {
@@ -431,6 +438,7 @@ fn request_as_sent(query: &Query) -> Box<[u8]> {
             cdn_loop: "",
             for_cache: true,
             validators: Validators::default(),
+            trace: Trace::Omitted,
         },
     );
     request.into_boxed_slice()

@@ -2,8 +2,10 @@
 //! clock, no lock, and after the first few requests no allocation.
 
 use super::core::Shard;
+use super::journal::Sender;
 use super::serve::{self, Rest, Told};
 use crate::base::outcome::Outcome;
+use crate::base::record::Record;
 use crate::cache::admit::{self, LookupMode};
 use crate::cache::directives::RequestDirectives;
 use crate::cache::freshness::{self, Standing};
@@ -11,6 +13,7 @@ use crate::cache::key;
 use crate::config::Authorization;
 use crate::http::head::RequestHead;
 use crate::http::parse::{self, ParseError, Parsed};
+use monoio::buf::IoBuf;
 use std::time::Duration;
 
 /// Responses are written when so much has gathered, even if more requests are there.
@@ -30,16 +33,28 @@ pub enum Next {
     Close,
 }
 
-/// The routes of hits that have been answered and are not written yet.
+/// Hits that have been answered and are not written yet: the route of each, and what is to be told of it.
 #[derive(Debug, Default)]
-pub struct Answered(Vec<u16>);
+pub struct Answered(Vec<(u16, Option<Box<Record>>)>);
 
 impl Answered {
     /// They are written: counts them, each with the time from its arrival.
-    pub fn record(&mut self, shard: &Shard, elapsed_ns: u64) {
+    pub fn record(&mut self, shard: &Shard, from: Sender, start_ns: u64, elapsed_ns: u64) {
         let elapsed = Duration::from_nanos(elapsed_ns);
-        for route in self.0.drain(..) {
+        for (route, record) in self.0.drain(..) {
             shard.telemetry.request_done(route as usize, Outcome::Hit, elapsed);
+            if let (Some(record), Some(journal)) = (record, shard.journal()) {
+                journal.hit_done(shard, record, from, start_ns, elapsed_ns);
+            }
+        }
+    }
+
+    /// The client has left without them.
+    pub fn leave(&mut self, shard: &Shard, from: Sender) {
+        for (_, record) in self.0.drain(..) {
+            if let (Some(record), Some(journal)) = (record, shard.journal()) {
+                journal.hit_left(shard, record, from);
+            }
         }
     }
 }
@@ -68,10 +83,15 @@ pub fn answer(
             Err(error) => return (taken, Next::Reject(error)),
             Ok(Parsed::Complete) => {}
         }
+        let start = out.len();
         let Some((route, body, keep)) = try_hit(shard, &head, rest, out, now_mono_ms) else {
             return (taken, Next::Slow(std::mem::take(&mut head)));
         };
-        answered.0.push(route);
+        let record = shard.journal().map(|journal| {
+            let rest_bytes = body.as_ref().map_or(0, Rest::bytes_init);
+            journal.hit(route, (&head, rest), &out[start..], rest_bytes, shard.unix_ns_at(now_mono_ms * 1_000_000))
+        });
+        answered.0.push((route, record));
         taken += head.head_len;
         match body {
             Some(body) => return (taken, Next::Rest(body, keep)),

@@ -3,7 +3,7 @@
 use super::body::{BodyError, CHUNK_BYTES};
 use super::deadlines::Expiry;
 use super::downstream::{Client, Request};
-use super::exchange::Exchange;
+use super::exchange::{CUT, Exchange};
 use super::fetch::{Flight, Stage};
 use super::tunnel::{self, Side};
 use crate::base::outcome::Outcome;
@@ -135,7 +135,7 @@ pub async fn respond(
             Ok(request.keep)
         }
         Err(error) => {
-            exchange.broke(error);
+            client.note_error(exchange.broke(error).label);
             client.done(&request, Outcome::Error);
             cut(client);
             Ok(false)
@@ -288,6 +288,7 @@ pub async fn stream_flight(
             Step::Broken => {
                 // What came before the break is the client's; that it is not all must be seen.
                 let _ = client.write_out(out).await;
+                client.note_error(CUT.label);
                 client.done(&request, Outcome::Error);
                 cut(client);
                 return Ok(false);
@@ -296,7 +297,7 @@ pub async fn stream_flight(
                 frame(&mut out, &prefix[sent.min(prefix.len())..], framing);
                 let result = stream(client, &request, &mut exchange, out, framing, false).await?;
                 if let Err(error) = result {
-                    exchange.broke(error);
+                    client.note_error(exchange.broke(error).label);
                     client.done(&request, Outcome::Error);
                     cut(client);
                     return Ok(false);

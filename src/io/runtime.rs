@@ -4,15 +4,18 @@ use super::clock;
 use super::core::{Common, Shard};
 use super::deadlines::TICK_MS;
 use super::export;
+use super::journal::Journal;
 use super::leaving::LOOK_MS;
 use super::listener::{self, Bound};
 use super::mailbox::{Inbox, Outbox};
 use super::upstream;
 use super::{shield, spin};
+use crate::base::record::Record;
 use crate::shard::state::State;
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
+use rtrb::Producer;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,6 +36,8 @@ pub struct Start {
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub bound: Vec<Bound>,
+    /// Where records of requests go; `None` when nobody wants them.
+    pub journal: Option<Producer<Record>>,
 }
 
 /// An event loop of one kind or the other.
@@ -115,8 +120,10 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn drive(start: Start) -> io::Result<()> {
-    let Start { id, count, common, state, mut inbox, outbox, bound, .. } = start;
+    let Start { id, count, common, state, mut inbox, outbox, bound, journal, .. } = start;
     let shard = Rc::new(Shard::new(id, count, common, state(), outbox));
+    let made = journal.and_then(|ring| Journal::new(&shard.common.config, id, shard.random(), ring));
+    made.into_iter().for_each(|journal| drop(shard.journal.set(journal)));
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));

@@ -296,9 +296,9 @@ row("a field of 40 KiB", "RFC 6585 §5, rule 24", head(b"X: " + b"y" * 40960), 4
 row("a field name of 40 KiB", "RFC 6585 §5, rule 24", head(b"X" * 40960 + b": y"), 431)
 row("fields of 40 KiB in sum", "RFC 6585 §5, rule 24", head(*[b"X-%02d: %s" % (i, b"y" * 1000) for i in range(40)]), 431)
 row("a head without an end", "RFC 6585 §5, rule 24", head(b"X: " + b"y" * 102400)[:-4], 431)
-row("91 fields", "RFC 6585 §5, rule 24", head(*[b"X-%d: y" % i for i in range(90)]), 431)
+row("90 fields", "RFC 6585 §5, rule 24", head(*[b"X-%d: y" % i for i in range(89)]), 431)
 row("10 000 fields", "RFC 6585 §5, rule 24", head(*[b"X-%d: y" % i for i in range(10000)]), 431)
-row("90 fields, which with ours are not too many for the origin", "RFC 6585 §5, rules 24 and 38", head(*[b"X-%d: y" % i for i in range(89)]), 200, check=lambda r: r.get("X-88") == "y" and len(r.fields) <= 100)
+row("89 fields, which with ours are not too many for the origin", "RFC 6585 §5, rules 24 and 38", head(*[b"X-%d: y" % i for i in range(88)]), 200, check=lambda r: r.get("X-87") == "y" and len(r.fields) <= 100)
 
 # --- Connection, hop-by-hop, Upgrade, Expect -------------------------------------------------------------------------------
 for name in (b"Host", b"Content-Length", b"Transfer-Encoding", b"host", b"close, Host"):

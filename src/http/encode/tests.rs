@@ -22,6 +22,7 @@ fn forwarded(client: &str, change: impl Fn(&mut Forward<'_>)) -> String {
         cdn_loop: "",
         for_cache: false,
         validators: Validators::default(),
+        trace: Trace::PassedOn,
     };
     change(&mut f);
     let mut out = Vec::new();
@@ -45,6 +46,28 @@ fn a_whole_request() {
         "POST /a?b HTTP/1.1\r\nHost: a.example\r\naccept: */*\r\nX-Odd: 1\r\nAccept: x\r\nX-Forwarded-For: 192.0.2.1\r\n\
          X-Forwarded-Proto: http\r\nX-Forwarded-Host: a.example\r\nX-Request-Id: our-id\r\nVia: 1.1 pl\r\nContent-Length: 5\r\n\r\n"
     );
+}
+
+/// W3C Trace Context: §3.2 the parent is replaced, §3.3 the state is handed on with its own trace only.
+#[test]
+fn trace_context() {
+    const CLIENT: &str = "GET / HTTP/1.1\r\nHost: a\r\nTraceparent: x\r\ntracestate: a=1\r\nTracestate: b=2\r\n\r\n";
+    let parent = Traceparent::start(1, 2, 3);
+    let ours = "traceparent: 00-00000000000000010000000000000002-0000000000000003-02";
+    for (trace, expected) in [
+        (Trace::PassedOn, vec!["Traceparent: x", "tracestate: a=1", "Tracestate: b=2"]),
+        (Trace::Omitted, vec![]),
+        (Trace::Replaced { parent, keep_state: true }, vec![ours, "tracestate: a=1,b=2"]),
+        (Trace::Replaced { parent, keep_state: false }, vec![ours]),
+    ] {
+        let text = forwarded(CLIENT, |f| f.trace = trace);
+        let sent: Vec<&str> =
+            text.split("\r\n").filter(|line| line.to_ascii_lowercase().starts_with("trace")).collect();
+        assert_eq!(sent, expected);
+    }
+    let bare =
+        forwarded("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |f| f.trace = Trace::Replaced { parent, keep_state: true });
+    assert!(!bare.contains("tracestate"), "{bare}");
 }
 
 /// One row: case, request line, field lines, change, lines sent beyond those of a bare request.
