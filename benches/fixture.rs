@@ -97,7 +97,7 @@ pub fn shard() -> Shard {
         acks: Arc::new(Acks::new(1).expect("an eventfd")),
         endpoints: vec![Vec::new()],
         connections_max: 1,
-        clients: Box::new([AtomicUsize::new(0)]),
+        clients: [AtomicUsize::new(0)].into(),
         config: Arc::new(config),
     };
     let warm = Warm::new(Vec::new(), vec![1], STORED_MONO_MS);

@@ -1,5 +1,6 @@
 //! The vocabulary every layer shares: time, outcomes, limits. Must not know any other module of this crate.
 
+pub mod current;
 pub mod exemplar;
 pub mod limits;
 pub mod outcome;

@@ -1,26 +1,32 @@
 //! Wiring: from a checked configuration to running shards and a control thread.
 
+mod inherit;
+
 use crate::base::limits;
 use crate::base::record::Record;
 use crate::cache::key;
 use crate::cache::snapshot::Entry;
-use crate::config::{Addr, Authorization, Config, Endpoint, WarmList};
+use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
 use crate::control::access_log::{AccessLog, RING_RECORDS};
-use crate::control::link::{Acks, Command, ShardShared, Shards};
+use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
+use crate::control::reload::{Planned, Renew};
 use crate::control::snapshot::{Place, Restored, Store};
+use crate::control::upgrade::Handover;
 use crate::control::{Control, Ended};
 use crate::http::hops;
 use crate::io::core::Common;
 use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
+use crate::io::setup::{Doors, Setup};
 use crate::route::table::Table;
 use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
+use inherit::{Again, Inherited};
 use rtrb::{Producer, RingBuffer};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
@@ -42,6 +48,10 @@ pub enum BootError {
         "the system allows {allowed} open files, and at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE)"
     )]
     Descriptors { allowed: u64, needed: u64 },
+    #[error(
+        "{count} warm lists, but a process that began with few has room for {room}: `pilotlight upgrade` makes room"
+    )]
+    WarmLists { count: usize, room: usize },
     #[error("cannot write the access log: {0}")]
     Log(std::io::Error),
     #[error("cannot start: {0}")]
@@ -71,24 +81,94 @@ impl Shards for Lanes {
     }
 }
 
+/// Reads the configuration again, from where it came from.
+pub type Load = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Makes new configurations ready for the shards.
+struct Renewal {
+    load: Load,
+    /// What the shards began with: what is not configured stays the same.
+    first: Arc<Common>,
+}
+
+impl Renew for Renewal {
+    fn load(&self) -> Result<Config, String> {
+        (self.load)().map_err(|error| error.to_string())
+    }
+
+    fn plan(&self, old: &Config, new: &Arc<Config>, known: &[Vec<Endpoint>]) -> Result<Planned, String> {
+        self.setup(old, new, known).map_err(|error| error.to_string())
+    }
+}
+
+impl Renewal {
+    fn setup(&self, old: &Config, new: &Arc<Config>, known: &[Vec<Endpoint>]) -> Result<Planned, BootError> {
+        let shards = new.server.shards.len();
+        let room = self.first.shared[0].warm.len();
+        if new.warm.len() > room {
+            return Err(BootError::WarmLists { count: new.warm.len(), room });
+        }
+        let endpoints = resolve(new, known)?;
+        let first = &self.first;
+        let common = Arc::new(Common {
+            table: Table::without(&new.routes, |route| new.retired.routes.contains(&route)),
+            hasher: first.hasher.clone(),
+            cdn_loop: first.cdn_loop.clone(),
+            shared: Arc::clone(&first.shared),
+            acks: Arc::clone(&first.acks),
+            endpoints: endpoints.clone(),
+            connections_max: connections_max(new, shards)?,
+            clients: Arc::clone(&first.clients),
+            exports: first.exports.clone(),
+            config: Arc::clone(new),
+        });
+        let listen: Vec<Addr> =
+            new.server.listen.iter().filter(|addr| !old.server.listen.contains(addr)).cloned().collect();
+        let setup = Setup {
+            routes: policies(&common),
+            routes_before: old.routes.len(),
+            slots: (0..shards).map(|me| slots(new, me, shards)).collect(),
+            warm: warm_entries(&common, shards)?,
+            background: new.upstreams.iter().map(background_max).collect(),
+            // Last, since nothing may fail once addresses are taken.
+            bound: listener::bind(&listen, shards, Vec::new())
+                .map_err(|(addr, error)| BootError::Listen { addr, error })?,
+            common,
+        };
+        Ok(Planned { plan: Plan(Arc::new(setup)), endpoints })
+    }
+}
+
 /// Runs the gateway on this thread and one more for each shard, until it has drained.
 ///
 /// # Errors
 /// What the system refused, before anything is served.
-pub fn serve(config: Config) -> Result<Ended, BootError> {
+pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     let config = Arc::new(config);
     let shards = config.server.shards.len();
     let recorder = Recorder::new();
     // Fails only when another recorder is installed, which then keeps the metrics.
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
-    let endpoints = resolve(&config)?;
-    let admin =
-        Listener::bind(&config.admin).map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
-    let bound =
-        listener::bind(&config.server.listen, shards).map_err(|(addr, error)| BootError::Listen { addr, error })?;
-    let shared = || ShardShared::new(config.warm.len()).with_routes(config.routes.len());
-    let shared: Arc<[ShardShared]> = (0..shards).map(|_| shared()).collect();
+    let endpoints = resolve(&config, &[])?;
+    let mut inherited = Inherited::take()?;
+    let (kept, again) = (inherited.kept, Again::new(inherited.kept));
+    let admin = match inherited.of(&config.admin) {
+        Some(socket) => Listener::adopt(&config.admin, inherit::into_fd(socket)),
+        None => Listener::bind(&config.admin),
+    };
+    let admin = admin.map_err(|error| BootError::Listen { addr: config.admin.clone(), error })?;
+    let mut bound = listener::bind(&config.server.listen, shards, inherited.sockets)
+        .map_err(|(addr, error)| BootError::Listen { addr, error })?;
+    let handover = inherited.before.map(|stream| {
+        let held_back = bound.iter_mut().map(std::mem::take).collect();
+        Handover { doors: Plan(Arc::new(Doors(held_back))), stream }
+    });
+    let shared: Arc<[ShardShared]> = {
+        let room = config.warm.len().max(limits::WARM_LISTS_MIN);
+        let routes = config.routes.len().max(limits::SHIELDS_ROOM);
+        (0..shards).map(|_| ShardShared::new(room).with_routes(routes)).collect()
+    };
     let acks = Arc::new(Acks::new(shards)?);
     let (exports, export_receiver) = mpsc::sync_channel(EXPORTS_PER_SHARD * shards);
     let store = config.cache.snapshot.clone().map(|path| Arc::new(Store::new(path, export_receiver)));
@@ -121,7 +201,6 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         };
         spawn(start)?;
     }
-    let listen = config.server.listen.clone();
     let control = Control {
         listener: admin,
         shards: Arc::new(Lanes { lanes, shared }),
@@ -130,15 +209,22 @@ pub fn serve(config: Config) -> Result<Ended, BootError> {
         config,
         snapshot: store,
         endpoints,
-        on_drain: Box::new(|| tracing::info!("draining")),
+        on_drain: Box::new(|| ()),
+        renew: Arc::new(Renewal { load, first: common }),
+        successor: Arc::new(again),
+        handover,
+        sockets_kept: kept,
         signals: true,
     };
-    let ended = control.run();
+    let (ended, listen) = control.run()?;
     if let Some(log) = log {
         log.finish();
     }
-    listener::remove_files(&listen);
-    Ok(ended?)
+    // What is handed over is another process's.
+    if ended != Ended::HandedOver && !kept {
+        listener::remove_files(&listen);
+    }
+    Ok(ended)
 }
 
 /// The log's thread, and the near end of each shard's ring to it; neither when nothing is to be told.
@@ -210,7 +296,8 @@ fn raise_descriptors() -> u64 {
 }
 
 /// The addresses of every server. A name that cannot be resolved now is an error: later it would only be tried again.
-fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
+/// `known`: where servers were found before, and whether they were up.
+fn resolve(config: &Config, known: &[Vec<Endpoint>]) -> Result<Vec<Vec<Endpoint>>, BootError> {
     let one = |upstream: &str, server: usize, addr: &Addr| -> Result<Vec<Endpoint>, BootError> {
         let endpoint = |addr: Addr| Endpoint { server: server as u16, addr, up: true };
         let Addr::Name(host, port) = addr else { return Ok(vec![endpoint(addr.clone())]) };
@@ -223,10 +310,20 @@ fn resolve(config: &Config) -> Result<Vec<Vec<Endpoint>>, BootError> {
         found.dedup();
         Ok(found)
     };
-    let all = config.upstreams.iter().map(|upstream| {
+    let all = config.upstreams.iter().enumerate().map(|(number, upstream)| {
+        let known = known.get(number).map_or(&[][..], Vec::as_slice);
+        if config.retired.upstreams.contains(&number) {
+            return Ok(known.to_vec());
+        }
         let servers = upstream.servers.iter().enumerate();
         let servers: Result<Vec<_>, _> = servers.map(|(at, addr)| one(&upstream.name, at, addr)).collect();
-        Ok(servers?.concat())
+        let mut endpoints = servers?.concat();
+        if upstream.health_check.is_some() {
+            for endpoint in &mut endpoints {
+                endpoint.up = known.iter().find(|known| known.addr == endpoint.addr).is_none_or(|known| known.up);
+            }
+        }
+        Ok(endpoints)
     });
     all.collect()
 }
@@ -253,7 +350,7 @@ fn restored(common: &Common, store: Option<&Store>, shards: usize) -> Vec<Restor
 
 fn states(common: &Common, shards: usize, restored: Vec<Restored>) -> Result<Vec<MakeState>, BootError> {
     let config = &common.config;
-    let routes: Arc<[RoutePolicy]> = (0..config.routes.len()).map(|route| policy(common, route)).collect();
+    let routes = policies(common);
     let entries = warm_entries(common, shards)?;
     let background: Vec<u32> = config.upstreams.iter().map(background_max).collect();
     let memory = config.cache.memory / shards as u64;
@@ -271,6 +368,10 @@ fn states(common: &Common, shards: usize, restored: Vec<Restored>) -> Result<Vec
         make
     });
     Ok(states.collect())
+}
+
+fn policies(common: &Common) -> Arc<[RoutePolicy]> {
+    (0..common.config.routes.len()).map(|route| policy(common, route)).collect()
 }
 
 fn policy(common: &Common, route: usize) -> RoutePolicy {

@@ -57,6 +57,14 @@ pub enum Command {
     Warm(WarmArgs),
     /// Show how a running gateway is doing
     Status(StatusArgs),
+    /// Have a running gateway read its configuration again
+    ///
+    /// Returns once every shard serves by the new one; on any mistake the old one stays in force, and the exit code is 2.
+    Reload(ReloadArgs),
+    /// Replace a running gateway by the program that is installed now, without a refused or broken connection
+    ///
+    /// Returns once the new process accepts; when it does not get ready in time, the old one goes on, and the exit code is 2.
+    Upgrade(ReloadArgs),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -138,6 +146,12 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    pub admin: AdminArg,
+}
+
 /// Reads the command line. Help and version end the process with 0, a mistake with 1.
 pub fn parse() -> Command {
     match Cli::try_parse() {
@@ -203,6 +217,8 @@ mod tests {
             "warm -",
             "status --json",
             "status --watch",
+            "reload --admin :1",
+            "upgrade",
         ] {
             assert!(parsed(&format!("pilotlight {line}")).is_ok(), "{line}");
         }

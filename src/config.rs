@@ -7,6 +7,7 @@ pub mod expand;
 pub mod file;
 pub mod load;
 pub mod log;
+pub mod merge;
 pub mod print;
 pub mod routes;
 pub mod shards;
@@ -16,7 +17,7 @@ pub mod units;
 pub mod upstreams;
 pub mod warm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +70,14 @@ pub struct Config {
     pub log: Log,
     /// `None`: traces are their clients' and upstreams' affair.
     pub tracing: Option<Tracing>,
+    pub retired: Retired,
+}
+
+/// What a reload took out. It keeps its number, because requests and stored responses may still name it; no new request gets there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub upstreams: BTreeSet<usize>,
+    pub routes: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +92,8 @@ pub struct Server {
     /// Longest time without progress while a request body is read or a response written. Default 60 s.
     pub body_timeout: Duration,
     pub drain_timeout: Duration,
+    /// How long an upgrade waits for the new process to be ready. Default 2 min.
+    pub upgrade_timeout: Duration,
     /// How long a request that is passed on goes on when its client has closed its sending side. Default 1 s.
     pub half_close_timeout: Duration,
     /// Connections over all shards; beyond it new ones are closed at once. Default 20 000, cut to the fd limit.

@@ -16,33 +16,42 @@ mod openmetrics;
 mod page;
 mod process;
 pub mod recorder;
+pub mod reload;
 mod scrape;
 mod servers;
+mod service;
 pub mod snapshot;
 mod status;
 #[cfg(test)]
 mod strict;
 pub mod trace;
+pub mod upgrade;
 pub mod url;
 pub mod watchdog;
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
-use crate::config::{Config, Endpoint};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+
+use crate::base::current::Current;
+use crate::config::{Addr, Config, Endpoint};
 use dispatch::Doorbell;
 use link::{Acks, ShardShared, Shards};
 use listener::Listener;
 use recorder::Recorder;
+use reload::Renew;
 use servers::Servers;
+use upgrade::{Handover, Successor};
 
 /// How often it is looked whether the shards have ended.
 const END_CHECK_EVERY: Duration = Duration::from_millis(20);
@@ -68,7 +77,14 @@ pub struct Control {
     pub on_drain: Box<dyn Fn() + Send>,
     /// Where the cache is saved, if it is.
     pub snapshot: Option<Arc<snapshot::Store>>,
-    /// Whether to take SIGTERM and SIGINT.
+    /// Where new configurations come from.
+    pub renew: Arc<dyn Renew>,
+    pub successor: Arc<dyn Successor>,
+    /// This process replaces another one: nothing is accepted before all is ready.
+    pub handover: Option<Handover>,
+    /// Somebody else keeps the listening sockets: they must not be shut down.
+    pub sockets_kept: bool,
+    /// Whether to take SIGTERM, SIGINT, SIGHUP and SIGUSR2.
     pub signals: bool,
 }
 
@@ -77,6 +93,8 @@ pub struct Control {
 pub enum Ended {
     /// Every shard finished what it had.
     Drained,
+    /// Every shard finished what it had, or `drain_timeout` passed, and another process serves.
+    HandedOver,
     /// `drain_timeout` passed, and some shard was not done.
     TimedOut,
     /// A second signal asked not to wait.
@@ -90,8 +108,18 @@ struct State {
     shards: Arc<dyn Shards>,
     doorbell: Doorbell,
     recorder: Recorder,
-    config: Arc<Config>,
-    servers: Rc<Servers>,
+    /// What the shards have, as far as they took their mail.
+    config: Current<Config>,
+    servers: RefCell<Rc<Servers>>,
+    renew: Arc<dyn Renew>,
+    successor: Arc<dyn Successor>,
+    /// The process that accepts instead of this one.
+    successor_pid: Cell<Option<u32>>,
+    handed_over: Notify,
+    /// Of the configuration; 1 is the first.
+    generation: Cell<u64>,
+    /// Why the last reload failed, if it did.
+    reload_error: RefCell<Option<String>>,
     /// What the watchdog found.
     board: RefCell<watchdog::Board>,
     started_mono_ms: u64,
@@ -116,6 +144,10 @@ impl State {
         self.shards.shared()
     }
 
+    fn servers(&self) -> Rc<Servers> {
+        Rc::clone(&self.servers.borrow())
+    }
+
     fn next_id(&self) -> u64 {
         self.last_id.set(self.last_id.get() + 1);
         self.last_id.get()
@@ -127,26 +159,33 @@ impl State {
 }
 
 impl Control {
-    /// Runs on the calling thread until the program should end.
-    pub fn run(self) -> io::Result<Ended> {
+    /// Runs on the calling thread until the program should end; says how it did, and what was listened on last.
+    pub fn run(self) -> io::Result<(Ended, Vec<Addr>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, self.until_end())
     }
 
-    async fn until_end(self) -> io::Result<Ended> {
+    async fn until_end(self) -> io::Result<(Ended, Vec<Addr>)> {
         assert_eq!(self.shards.count(), self.shards.shared().len(), "each shard shares its numbers");
-        let mut signals = Signals::new(self.signals)?;
-        let drain_timeout = self.config.server.drain_timeout;
+        let mut signals = Signals::new(self.signals, &[SIGTERM, SIGINT])?;
+        let hangup = Signals::new(self.signals, &[SIGHUP])?;
+        let upgrade = Signals::new(self.signals, &[SIGUSR2])?;
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            servers: Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints)),
+            servers: RefCell::new(Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints))),
+            renew: self.renew,
+            successor: self.successor,
+            successor_pid: Cell::new(None),
+            handed_over: Notify::new(),
+            generation: Cell::new(1),
+            reload_error: RefCell::new(None),
             board: RefCell::default(),
             shards: self.shards,
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
-            config: self.config,
+            config: Current::new(self.config),
             page_bytes: Cell::new(0),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
@@ -158,35 +197,74 @@ impl Control {
             last_id: Cell::new(0),
         });
         tokio::task::spawn_local(watchdog::watch(state.clone()));
+        if let Some(every) = service::watchdog_every() {
+            tokio::task::spawn_local(show_life(state.clone(), every));
+        }
         tokio::task::spawn_local(save_at_intervals(state.clone()));
         tokio::task::spawn_local(live::run(state.clone()));
-        state.servers.spawn(Rc::new(servers::System));
+        tokio::task::spawn_local(hangups(state.clone(), hangup));
+        tokio::task::spawn_local(upgrades(state.clone(), upgrade));
+        state.servers().spawn(Rc::new(servers::System));
         tokio::select! {
-            failed = admin::serve(self.listener, state.clone()) => match failed? {},
-            ended = life(&state, &mut signals, self.on_drain, drain_timeout) => Ok(ended),
+            failed = serve(self.listener, self.handover, &state) => match failed? {},
+            ended = life(&state, &mut signals, self.on_drain, self.sockets_kept) => Ok((ended, state.config.server.listen.clone())),
         }
     }
 }
 
+/// Says that all is ready and answers on the admin address, until another process does.
+async fn serve(listener: Listener, handover: Option<Handover>, state: &Rc<State>) -> io::Result<Infallible> {
+    match handover {
+        Some(handover) => {
+            if !upgrade::take_over(state, handover).await {
+                tracing::error!("the process before does not wait any more: this one ends");
+                state.drain_requested.notify_one();
+                return std::future::pending().await;
+            }
+            service::ready(state.generation.get());
+        }
+        None => drop(tokio::task::spawn_local(say_ready(state.clone()))),
+    }
+    tokio::select! {
+        failed = admin::serve(listener, state.clone()) => failed,
+        () = state.handed_over.notified() => std::future::pending().await,
+    }
+}
+
+/// The service manager waits for shards that accept, not for warm lists: those may take as long as the upstreams do.
+async fn say_ready(state: Rc<State>) {
+    while !state.shared().iter().all(|shared| shared.ready.load(Acquire)) {
+        tokio::time::sleep(END_CHECK_EVERY).await;
+    }
+    service::ready(state.generation.get());
+}
+
 /// Waits for the wish to end, then for the end.
-async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, drain_timeout: Duration) -> Ended {
+async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, sockets_kept: bool) -> Ended {
     tokio::select! {
         () = signals.next() => {}
         () = state.drain_requested.notified() => {}
         () = all_ended(state) => return Ended::ShardsGone,
     }
+    let drain_timeout = state.config.server.drain_timeout;
     tracing::info!(timeout = ?drain_timeout, "draining");
     state.draining.set(true);
+    let handed_over = state.successor_pid.get().is_some();
+    if !handed_over {
+        service::stopping();
+    }
     on_drain();
     let drained = async {
-        tokio::join!(dispatch::drain(state), all_ended(state));
+        let command = if handed_over || sockets_kept { link::Command::Leave } else { link::Command::Drain };
+        tokio::join!(dispatch::drain(state, &command), all_ended(state));
     };
     let ended = tokio::select! {
-        () = drained => Ended::Drained,
+        () = drained => if handed_over { Ended::HandedOver } else { Ended::Drained },
         () = signals.next() => Ended::Forced,
-        () = tokio::time::sleep(drain_timeout) => Ended::TimedOut,
+        () = tokio::time::sleep(drain_timeout) => if handed_over { Ended::HandedOver } else { Ended::TimedOut },
     };
-    if ended == Ended::Forced || state.snapshot.is_none() {
+    // After an upgrade the file is the new process's, and newer.
+    if handed_over || ended == Ended::Forced || state.snapshot.is_none() {
         return ended;
     }
     tokio::select! {
@@ -229,18 +307,35 @@ async fn all_ended(state: &State) {
     }
 }
 
-/// SIGTERM and SIGINT, as bytes through a socket: the handler itself does nothing else.
+/// SIGHUP asks for a reload. What came of it is in the log.
+async fn hangups(state: Rc<State>, mut signals: Signals) {
+    loop {
+        signals.next().await;
+        let _ = reload::reload(&state).await;
+    }
+}
+
+/// SIGUSR2 asks for an upgrade.
+async fn upgrades(state: Rc<State>, mut signals: Signals) {
+    loop {
+        signals.next().await;
+        let _ = upgrade::upgrade(&state).await;
+    }
+}
+
+/// Signals, as bytes through a socket: the handler itself does nothing else.
 struct Signals(Option<tokio::net::UnixStream>);
 
 impl Signals {
-    fn new(wanted: bool) -> io::Result<Self> {
+    fn new(wanted: bool, numbers: &[i32]) -> io::Result<Self> {
         if !wanted {
             return Ok(Self(None));
         }
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write.try_clone()?)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write)?;
+        for number in numbers {
+            signal_hook::low_level::pipe::register(*number, write.try_clone()?)?;
+        }
         Ok(Self(Some(tokio::net::UnixStream::from_std(read)?)))
     }
 
@@ -253,6 +348,20 @@ impl Signals {
         };
         if !signalled {
             std::future::pending().await
+        }
+    }
+}
+
+/// The service manager sees life only while every shard goes round.
+async fn show_life(state: Rc<State>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now_ms = state.shards.now_mono_ms();
+        let beats = |beat_ms: u64| now_ms.saturating_sub(beat_ms) <= watchdog::STALLED_AFTER_MS;
+        if state.shared().iter().filter_map(watchdog::heartbeat).all(beats) {
+            service::alive();
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod pool;
 pub mod reply;
 pub mod runtime;
 pub mod serve;
+pub mod setup;
 pub mod shield;
 pub mod spin;
 pub mod stream;

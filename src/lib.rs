@@ -110,6 +110,20 @@
 //! Entries on no list are refreshed ahead of their end when they were hit at least twice since they were stored; hits on replicas are
 //! reported to the owner once a second. What is not popular expires, and `stale_while_revalidate` covers its next reader.
 //!
+//! # Another configuration, another program
+//!
+//! Everything that requests refer to has a number: routes, upstreams. A reload gives a new configuration the numbers of the old one
+//! ([`config::merge`]): what goes on keeps its number, what is new gets the next, what is gone keeps it and is retired. So numbers in
+//! requests, stored responses and messages stay true, and nothing has to wait for the requests in progress. Shards act on each other's
+//! messages, so the control thread goes in two steps (`control::reload`): every shard adds what is new to its state, and only when all have
+//! confirmed does each change over, in one piece between two of its tasks ([`io::setup`]). What tasks hold a reference to is only
+//! ever added to ([`base::current::Current`]), which is why a configuration that was replaced stays in memory, and why reloads are bounded.
+//!
+//! An upgrade hands the listening sockets to a new process ([`control::upgrade`]): the same open sockets, not others on the same port, since
+//! with SO_REUSEPORT the kernel has already dealt connections to the queue of a socket that would be closed. The new process uses all that it
+//! inherits, whatever its number of shards, and accepts only when it is ready; accepts of the old one that are in flight are cancelled one by
+//! one, and a connection that one of them took nevertheless is served.
+//!
 //! # The snapshot
 //!
 //! Saved entries are pointers until they are bytes: a shard walks its partition in turns and hands over weak pointers ([`io::export`]), and

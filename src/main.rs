@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         Command::Demo => run_demo(),
         Command::Serve(args) => match args.load() {
-            Ok(config) => serve(config),
+            Ok(config) => serve(config, Box::new(move || args.load())),
             Err(error) => refuse(&error, EXIT_USAGE),
         },
         Command::Check(args) => match cli::check(&args.config) {
@@ -36,6 +36,8 @@ fn main() -> ExitCode {
             Err(error) => refuse(&error, error.exit_code()),
         },
         Command::Status(args) => asked(ask::status(&args)),
+        Command::Upgrade(args) => asked(ask::upgrade(&args)),
+        Command::Reload(args) => asked(ask::reload(&args)),
     }
 }
 
@@ -69,9 +71,9 @@ fn start_log() {
         .init();
 }
 
-fn serve(config: Config) -> ExitCode {
+fn serve(config: Config, load: boot::Load) -> ExitCode {
     start_log();
-    match boot::serve(config) {
+    match boot::serve(config, load) {
         Ok(Ended::ShardsGone) => refuse(&"every shard has ended; see the log for why", EXIT_REFUSED),
         Ok(ended) => {
             tracing::info!(?ended, "ended");
@@ -87,14 +89,16 @@ fn run_demo() -> ExitCode {
         Ok(origin) => origin,
         Err(error) => return refuse(&format_args!("cannot start the demo's origin: {error}"), EXIT_REFUSED),
     };
-    let config = match config::load::parse("demo", &demo::config_toml(origin.addr()), &Overrides::default()) {
+    let toml = demo::config_toml(origin.addr());
+    let load = move || config::load::parse("demo", &toml, &Overrides::default());
+    let config = match load() {
         Ok(config) => config,
         Err(error) => return refuse(&error, EXIT_USAGE),
     };
     print!("{}", demo::what_to_try());
     let stop = Arc::new(AtomicBool::new(false));
     let watching = demo::watch(&config, origin.addr(), Arc::clone(&stop));
-    let code = serve(config);
+    let code = serve(config, Box::new(load));
     stop.store(true, Ordering::Relaxed);
     if let Ok(watching) = watching {
         let _ = watching.join();

@@ -303,7 +303,16 @@ impl Telemetry {
     #[inline]
     pub fn request_traced(&self, route: usize, outcome: Outcome, duration: Duration, trace_id: u128, unix_ms: u64) {
         let value_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.exemplars[route][outcome as usize].leave(Exemplar { trace_id, value_ns, unix_ms });
+        if let Some(route) = self.exemplars.get(route) {
+            route[outcome as usize].leave(Exemplar { trace_id, value_ns, unix_ms });
+        }
+    }
+
+    /// Leaves exemplars where the handles before did, which is where they are read; routes that came later leave none.
+    #[must_use]
+    pub fn with_exemplars_of(mut self, before: &Self) -> Self {
+        self.exemplars = before.exemplars();
+        self
     }
 
     /// By route: what `request_traced` leaves behind for whoever shows it.

@@ -173,7 +173,7 @@ fn gateway(origin: SocketAddr) -> SocketAddr {
          [log]\naccess = \"/dev/null\"\nsample = 1\n[tracing]\nsample = 1\n"
     );
     let config = load::parse("test", &config, &Overrides::default()).expect("a good configuration");
-    thread::spawn(move || boot::serve(config));
+    thread::spawn(move || boot::serve(config.clone(), Box::new(move || Ok(config.clone()))));
     for _ in 0..200 {
         if TcpStream::connect(listen).is_ok() {
             return listen;

@@ -77,7 +77,7 @@ impl Gateway {
             endpoints: vec![vec![Endpoint { server: 0, addr: Addr::Tcp(origin), up: true }]],
             connections_max: 1000,
             cdn_loop: hops::cdn_loop_member(&config.server.name, 1),
-            clients: Box::new([AtomicUsize::new(0)]),
+            clients: [AtomicUsize::new(0)].into(),
             config: Arc::clone(&config),
         });
         let policy = |route| RoutePolicy { upstream: 0, refresh_ahead: 0.8, lease_ms: common.lease_ms(route) };

@@ -57,3 +57,13 @@ pub const LATE_MAX: usize = 1024;
 pub const BACK_OFF_MS: u64 = 500;
 /// Longest wait between attempts at a warm entry.
 pub const BACK_OFF_MS_MAX: u64 = 30_000;
+
+/// Reloads that changed something, in the life of a process: each leaves the configuration before it in memory, for the requests that
+/// still refer to it. An upgrade starts anew.
+pub const RELOADS_MAX: u64 = 1000;
+/// Routes, or upstreams, that a process can have had names for.
+pub const NAMES_MAX: usize = 16_384;
+/// Warm lists that shards have room to publish, unless the first configuration has more.
+pub const WARM_LISTS_MIN: usize = 64;
+/// Routes, by number, whose scrape shields shards have room to publish, unless the first configuration has more.
+pub const SHIELDS_ROOM: usize = 1024;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{EXIT_REFUSED, EXIT_USAGE, PurgeArgs, StatusArgs, WarmArgs};
+use super::{EXIT_REFUSED, EXIT_USAGE, PurgeArgs, ReloadArgs, StatusArgs, WarmArgs};
 use crate::config::Addr;
 use crate::config::addr::parse_connect;
 
@@ -15,6 +15,8 @@ use crate::config::addr::parse_connect;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest pause between two pieces of a stream that has one each second.
 const SILENCE: Duration = Duration::from_secs(5);
+/// For an upgrade, which lasts until the new process is ready; the gateway ends it by server.upgrade_timeout.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -76,6 +78,18 @@ pub fn status(args: &StatusArgs) -> Result<String, AskError> {
     Ok(if args.json { answer } else { pretty(&answer) })
 }
 
+/// `pilotlight reload`: what to print.
+pub fn reload(args: &ReloadArgs) -> Result<String, AskError> {
+    let answer = ask(&args.admin.admin, "POST", "/reload", b"")?;
+    Ok(pretty(&answer))
+}
+
+/// `pilotlight upgrade`: what to print.
+pub fn upgrade(args: &ReloadArgs) -> Result<String, AskError> {
+    let answer = ask_within(&args.admin.admin, "POST", "/upgrade", b"", UPGRADE_TIMEOUT)?;
+    Ok(pretty(&answer))
+}
+
 fn or_else(answer: &str, empty: &str) -> String {
     if answer.trim().is_empty() { empty.to_owned() } else { pretty(answer) }
 }
@@ -101,14 +115,20 @@ fn percent_encode(text: &str) -> String {
 
 /// The body of a 2xx answer.
 fn ask(admin: &str, method: &str, target: &str, body: &[u8]) -> Result<String, AskError> {
+    ask_within(admin, method, target, body, TIMEOUT)
+}
+
+fn ask_within(admin: &str, method: &str, target: &str, body: &[u8], within: Duration) -> Result<String, AskError> {
     let addr = parse_connect(admin).map_err(|message| AskError::Usage(format!("--admin: {message}")))?;
     let unreachable = |error: io::Error| AskError::Unreachable { admin: admin.to_owned(), why: explain(&error) };
-    let answer = request(&addr, method, target, &[], body, TIMEOUT).map_err(unreachable)?;
+    let answer = request(&addr, method, target, &[], body, within).map_err(unreachable)?;
     let text = String::from_utf8_lossy(&answer.body).into_owned();
     if (200..300).contains(&answer.status) {
         return Ok(text);
     }
-    let reason = text.lines().next().unwrap_or_default().trim().to_owned();
+    let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    let detail = json.as_ref().and_then(|answer| answer["detail"].as_str());
+    let reason = detail.unwrap_or_else(|| text.lines().next().unwrap_or_default().trim()).to_owned();
     Err(AskError::Refused { status: answer.status, reason })
 }
 

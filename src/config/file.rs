@@ -36,6 +36,7 @@ pub struct Server {
     pub header_timeout: Option<Timeout>,
     pub body_timeout: Option<Timeout>,
     pub drain_timeout: Option<Grace>,
+    pub upgrade_timeout: Option<Timeout>,
     pub half_close_timeout: Option<Grace>,
     pub max_connections: Option<NonZeroUsize>,
     pub max_request_body: Option<Size>,

@@ -16,7 +16,7 @@ use super::file::{self, File, Shards};
 use super::shards::{allowed_cpus, assign, parse_flag};
 use super::units::print_size;
 use super::{
-    Addr, BusyPoll, Cache, Config, Ejection, Overrides, Route, Server, Upstream, log, routes, upstreams, warm,
+    Addr, BusyPoll, Cache, Config, Ejection, Overrides, Retired, Route, Server, Upstream, log, routes, upstreams, warm,
 };
 
 const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
@@ -78,7 +78,18 @@ fn resolve(source: Source<'_>, flags: &Overrides, around: &Surroundings<'_>) -> 
     let warm = warm::resolve(source, &file.warm, &routes, &upstreams, around.env)?;
     let (log, tracing) = (log::log(source, &file.log)?, log::tracing(source, file.tracing.as_ref())?);
     let admin_hosts = admin_hosts(source, &file.admin.hosts)?;
-    Ok(Config { server, admin: admin.0.clone(), admin_hosts, cache, upstreams, routes, warm, log, tracing })
+    Ok(Config {
+        server,
+        admin: admin.0.clone(),
+        admin_hosts,
+        cache,
+        upstreams,
+        routes,
+        warm,
+        log,
+        tracing,
+        retired: Retired::default(),
+    })
 }
 
 fn admin_hosts(source: Source<'_>, hosts: &[Spanned<String>]) -> Result<Vec<String>, ConfigError> {
@@ -165,6 +176,7 @@ fn server(
         idle_timeout: file.idle_timeout.map_or(Duration::from_secs(180), |time| time.0),
         header_timeout: file.header_timeout.map_or(Duration::from_secs(30), |time| time.0),
         body_timeout: file.body_timeout.map_or(Duration::from_secs(60), |time| time.0),
+        upgrade_timeout: file.upgrade_timeout.map_or(Duration::from_secs(120), |time| time.0),
         drain_timeout: file.drain_timeout.map_or(Duration::from_secs(30), |time| time.0),
         half_close_timeout: file.half_close_timeout.map_or(Duration::from_secs(1), |time| time.0),
         max_connections: file.max_connections.map_or(CONNECTIONS_DEFAULT, std::num::NonZeroUsize::get),

@@ -95,6 +95,7 @@ fn server(out: &mut Text, server: &Server) {
     out.time("header_timeout", server.header_timeout);
     out.time("body_timeout", server.body_timeout);
     out.time("drain_timeout", server.drain_timeout);
+    out.time("upgrade_timeout", server.upgrade_timeout);
     out.time("half_close_timeout", server.half_close_timeout);
     out.raw("max_connections", server.max_connections);
     // Unlimited is the absence of the key.

@@ -25,7 +25,7 @@ use super::listener::Listener;
 use super::live::Events;
 use super::openmetrics::Format;
 use super::snapshot::SaveError;
-use super::{State, guard, page, scrape, status, url};
+use super::{State, guard, page, reload, scrape, status, upgrade, url};
 
 /// Beyond it the oldest connection is closed, so that stuck clients cannot keep others out.
 const CONNECTIONS_MAX: usize = 64;
@@ -97,7 +97,7 @@ async fn answer(state: &State, request: Request<Incoming>, cut: &Rc<Notify>) -> 
     let path = request.uri().path().to_owned();
     let allowed = match path.as_str() {
         "/metrics" | "/healthz" | "/readyz" | "/status" | "/events" => "GET, HEAD",
-        "/purge" | "/warm" | "/snapshot" | "/drain" => "POST",
+        "/purge" | "/warm" | "/snapshot" | "/drain" | "/reload" | "/upgrade" => "POST",
         "/debug/stall" if debug_hooks() => "POST",
         page if page::file(page).is_some() => "GET, HEAD",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
@@ -164,12 +164,40 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
     match path {
         "/purge" => purge(state, request.uri().query().unwrap_or_default()).await,
         "/warm" => warm(state, request).await,
+        "/reload" => reload(state).await,
+        "/upgrade" => upgrade(state).await,
         "/debug/stall" => stall(state, request.uri().query().unwrap_or_default()),
         "/snapshot" => save(state).await,
         _ => {
             state.drain_requested.notify_one();
             reply_json(StatusCode::ACCEPTED, &json!({ "draining": true }))
         }
+    }
+}
+
+async fn reload(state: &State) -> Reply {
+    use reload::{ReloadError, Reloaded};
+    let done = |generation: u64, changed: bool| json!({ "generation": generation, "changed": changed });
+    match reload::reload(state).await {
+        Ok(Reloaded::Applied { generation }) => reply_json(StatusCode::OK, &done(generation, true)),
+        Ok(Reloaded::Unchanged { generation }) => reply_json(StatusCode::OK, &done(generation, false)),
+        Err(why) => {
+            let (code, label) = match &why {
+                ReloadError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "configuration_rejected"),
+                ReloadError::Busy | ReloadError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+                ReloadError::Unanswered(_) | ReloadError::Late(_) => (StatusCode::GATEWAY_TIMEOUT, "shards_unanswered"),
+            };
+            error(code, label, &why.to_string())
+        }
+    }
+}
+
+async fn upgrade(state: &State) -> Reply {
+    use upgrade::UpgradeError::{Busy, Draining};
+    match upgrade::upgrade(state).await {
+        Ok(pid) => reply_json(StatusCode::OK, &json!({ "pid": pid })),
+        Err(why @ (Busy | Draining)) => error(StatusCode::SERVICE_UNAVAILABLE, "busy", &why.to_string()),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "not_upgraded", &why.to_string()),
     }
 }
 

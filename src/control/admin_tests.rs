@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::super::reload::{Planned, Renew};
+use super::super::upgrade::{Started, Successor};
 use super::*;
 use crate::config::{Addr, BusyPoll, Cache, Config, Log, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
@@ -43,9 +45,15 @@ impl Shards for FakeShards {
                 let acks = self.acks.clone();
                 std::thread::spawn(move || acks.complete(shard, id, 10 + shard as u64));
             }
-            Command::Drain => self.shared[shard].ended.store(true, Relaxed),
             Command::HotKeys { answer } => drop(answer.set(vec![(b"h/hot".to_vec(), 5)])),
-            Command::Warm { .. } | Command::Servers { .. } | Command::Export { .. } | Command::Stall { .. } => {}
+            Command::Drain | Command::Leave => self.shared[shard].ended.store(true, Relaxed),
+            Command::Warm { .. }
+            | Command::Servers { .. }
+            | Command::Export { .. }
+            | Command::Stall { .. }
+            | Command::Prepare { .. }
+            | Command::Switch { .. } => {}
+            Command::Open { .. } => {}
         }
         true
     }
@@ -77,6 +85,7 @@ fn config() -> Config {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_millis(300),
+            upgrade_timeout: Duration::from_secs(120),
             half_close_timeout: Duration::from_secs(1),
             max_connections: 1000,
             max_request_body: u64::MAX,
@@ -99,6 +108,24 @@ fn config() -> Config {
         warm: vec![list],
         log: Log::default(),
         tracing: None,
+        retired: Default::default(),
+    }
+}
+
+struct NoRenewal;
+
+impl Successor for NoRenewal {
+    fn start(&self) -> std::io::Result<Started> {
+        Err(std::io::Error::other("made by the test"))
+    }
+}
+
+impl Renew for NoRenewal {
+    fn load(&self) -> Result<Config, String> {
+        Err("p.toml:1:1: made by the test".to_owned())
+    }
+    fn plan(&self, _: &Config, _: &Arc<Config>, _: &[Vec<crate::config::Endpoint>]) -> Result<Planned, String> {
+        unreachable!("nothing loads")
     }
 }
 
@@ -132,9 +159,13 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         snapshot: None,
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
+        renew: Arc::new(NoRenewal),
+        successor: Arc::new(NoRenewal),
+        handover: None,
+        sockets_kept: false,
         signals,
     };
-    Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap()) }
+    Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap().0) }
 }
 
 impl Running {

@@ -14,7 +14,7 @@ use super::link::{Acks, Command, Selector};
 use super::snapshot::{self, SaveError, Saved, Store};
 
 /// Longest wait for the shards to carry out one request of an operator.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often a full ring is tried again.
 const RING_RETRY: Duration = Duration::from_millis(5);
 
@@ -101,8 +101,17 @@ async fn record(state: &State, selectors: Vec<Selector>, deadline: Instant) -> R
 
 async fn purge_one(state: &State, selector: Selector, deadline: Instant) -> Result<u64, DispatchError> {
     let id = state.next_id();
-    let commands = live(state).into_iter().map(|shard| (shard, Command::Purge { id, selector: selector.clone() }));
-    let mut unsent: Vec<_> = commands.collect();
+    all(state, id, deadline, || Command::Purge { id, selector: selector.clone() }).await
+}
+
+/// Has every shard carry out command `id` and waits for all of them; returns the sum of their counts. Call it in turn only.
+pub(super) async fn all(
+    state: &State,
+    id: u64,
+    deadline: Instant,
+    command: impl Fn() -> Command,
+) -> Result<u64, DispatchError> {
+    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, command())).collect();
     let mut unanswered: Vec<usize> = unsent.iter().map(|(shard, _)| *shard).collect();
     let mut purged = 0;
     loop {
@@ -191,8 +200,8 @@ async fn save_one(state: &State, store: &Arc<Store>, is_last: bool) -> Result<Sa
 }
 
 /// Tells every shard to drain; a full ring is tried again for as long as the caller waits.
-pub(super) async fn drain(state: &State) {
-    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, Command::Drain)).collect();
+pub(super) async fn drain(state: &State, command: &Command) {
+    let mut unsent: Vec<_> = live(state).into_iter().map(|shard| (shard, command.clone())).collect();
     loop {
         try_send(state, &mut unsent);
         if unsent.is_empty() {

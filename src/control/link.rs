@@ -2,6 +2,8 @@
 //! Nothing here locks, and a shard never waits for control.
 
 use crate::config::Endpoint;
+use std::any::Any;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -79,14 +81,40 @@ pub enum Command {
     HotKeys { answer: Arc<HotKeys> },
     /// The servers of an upstream (by its index in `Config::upstreams`) are these from now on.
     Servers { upstream: u16, endpoints: Arc<[Endpoint]> },
+    /// Get to know what is new in a configuration, then `Acks::complete`.
+    Prepare { id: u64, plan: Plan },
+    /// Change over to a configuration that every shard is prepared for, then `Acks::complete`.
+    Switch { id: u64, plan: Plan },
+    /// Begin to accept on what was held back, then `Acks::complete`.
+    Open { id: u64, plan: Plan },
     /// Stand still for so long, to see what the rest does. Only where the debug hooks are on.
     Stall { ms: u64 },
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
+    /// The same, but the listening sockets live on in the process that follows.
+    Leave,
 }
 
 /// Host and target, and how many hits; most hits first, and not more than a few dozen. Set once, by the shard that was asked.
 pub type HotKeys = OnceLock<Vec<(Vec<u8>, u64)>>;
+
+/// A configuration with all that shards need for it; what is in it is between `boot` and the shards.
+#[derive(Clone)]
+pub struct Plan(pub Arc<dyn Any + Send + Sync>);
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Plan")
+    }
+}
+
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Plan {}
 
 /// Which entries a purge means. Bytes, because targets need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq)]

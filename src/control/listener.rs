@@ -1,6 +1,7 @@
 //! The admin listener: TCP or a unix socket, bound before any thread starts so that a taken address ends the program with one clear line.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,14 +15,14 @@ pub enum Listener {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removes its file when dropped.
+/// Removes its file when dropped, if nobody listens there any more.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already, or the directory not ours any more; then it is not ours to remove either.
-        let _ = std::fs::remove_file(&self.0);
+        // Another process may listen on it by now, or it is gone already.
+        remove_stale(&self.0);
     }
 }
 
@@ -44,6 +45,17 @@ impl Listener {
                 io::ErrorKind::InvalidInput,
                 "the admin address must be an IP address or unix:/path",
             )),
+        }
+    }
+
+    /// A listening socket that came from elsewhere, bound to `addr`.
+    ///
+    /// # Errors
+    /// When the system refuses it.
+    pub fn adopt(addr: &Addr, socket: OwnedFd) -> io::Result<Self> {
+        match addr {
+            Addr::Unix(path) => Ok(Self::Unix(UnixListener::from(socket), SocketFile(path.clone()))),
+            _ => Ok(Self::Tcp(std::net::TcpListener::from(socket))),
         }
     }
 

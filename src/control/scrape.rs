@@ -90,12 +90,16 @@ fn update(state: &State) {
             gauge!("pilotlight_warm_age_seconds", "list" => warm.list).set(age_secs);
         }
     }
+    gauge!("pilotlight_config_generation").set(state.generation.get() as f64);
     if let Some(store) = &state.snapshot {
         snapshot(store.numbers());
     }
     for (at, upstream) in state.config.upstreams.iter().enumerate() {
+        if state.config.retired.upstreams.contains(&at) {
+            continue;
+        }
         for (number, server) in upstream.servers.iter().enumerate() {
-            let up = state.servers.addresses(at, number).iter().any(|(_, up)| *up);
+            let up = state.servers().addresses(at, number).iter().any(|(_, up)| *up);
             let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
             gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
         }
@@ -159,6 +163,11 @@ fn describe() {
     );
     describe_counter!("pilotlight_findings_total", "Findings of the watchdog by kind.");
     describe_gauge!("pilotlight_build_info", "Always 1; the version is the label.");
+    super::reload::describe();
+    describe_gauge!(
+        "pilotlight_config_generation",
+        "Which configuration is in force: 1 at the start, one more with each reload."
+    );
     describe_gauge!("pilotlight_ready", "1 when /readyz says yes.");
     describe_gauge!("pilotlight_warm_entries", "Entries of the warm list.");
     describe_gauge!("pilotlight_warm_filled", "Entries of the warm list that were fetched at least once.");

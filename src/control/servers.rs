@@ -19,7 +19,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::link::{Command, Shards};
@@ -57,6 +57,7 @@ pub(super) struct Servers {
     known: RefCell<Vec<Vec<Known>>>,
     /// Upstream and shard that has not been told yet.
     untold: RefCell<BTreeSet<(usize, usize)>>,
+    tasks: RefCell<JoinSet<()>>,
 }
 
 impl Servers {
@@ -64,20 +65,35 @@ impl Servers {
     pub(super) fn new(shards: Arc<dyn Shards>, config: Arc<Config>, endpoints: Vec<Vec<Endpoint>>) -> Self {
         let known = |endpoint| Known { endpoint, streak: 0 };
         let known = endpoints.into_iter().map(|own| own.into_iter().map(known).collect()).collect();
-        Self { shards, config, known: RefCell::new(known), untold: RefCell::default() }
+        Self { shards, config, known: RefCell::new(known), untold: RefCell::default(), tasks: RefCell::default() }
     }
 
-    /// Starts what goes on for as long as the program runs. Within a `LocalSet` only.
+    /// Starts what goes on until it is stopped. Within a `LocalSet` only.
     pub(super) fn spawn(self: &Rc<Self>, resolver: Rc<impl Resolver>) {
+        let mut tasks = self.tasks.borrow_mut();
         for (at, upstream) in self.config.upstreams.iter().enumerate() {
+            if self.config.retired.upstreams.contains(&at) {
+                continue;
+            }
             if upstream.servers.iter().any(|server| matches!(server, Addr::Name(..))) {
-                spawn_local(self.clone().resolve(at, resolver.clone()));
+                tasks.spawn_local(self.clone().resolve(at, resolver.clone()));
             }
             if let Some(check) = &upstream.health_check {
-                spawn_local(self.clone().check(at, check.clone()));
+                tasks.spawn_local(self.clone().check(at, check.clone()));
             }
         }
-        spawn_local(self.clone().tell());
+        tasks.spawn_local(self.clone().tell());
+    }
+
+    /// A reload has put another one in its place.
+    pub(super) fn stop(&self) {
+        self.tasks.borrow_mut().abort_all();
+    }
+
+    /// The addresses of all servers by upstream, as they stand now.
+    pub(super) fn endpoints(&self) -> Vec<Vec<Endpoint>> {
+        let known = self.known.borrow();
+        known.iter().map(|own| own.iter().map(|known| known.endpoint.clone()).collect()).collect()
     }
 
     /// The addresses of a configured server, and whether each is up.

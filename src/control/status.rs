@@ -23,6 +23,11 @@ pub(super) struct Status {
     #[serde(flatten)]
     readiness: Readiness,
     draining: bool,
+    /// Of the configuration; 1 is the one that the process began with.
+    config_generation: u64,
+    /// Why the last reload failed; none when it did not.
+    reload_error: Option<String>,
+    pid: u32,
     shards: Vec<ShardStatus>,
     upstreams: Vec<UpstreamStatus>,
     routes: Vec<RouteStatus>,
@@ -156,6 +161,9 @@ pub(super) fn status(state: &State) -> Status {
         uptime_secs: now_ms.saturating_sub(state.started_mono_ms) / 1000,
         readiness: readiness(state),
         draining: state.draining.get(),
+        config_generation: state.generation.get(),
+        reload_error: state.reload_error.borrow().clone(),
+        pid: std::process::id(),
         shards: state.shared().iter().enumerate().map(|(shard, shared)| shard_status(shard, shared, now_ms)).collect(),
         upstreams: upstreams(state),
         routes: routes(state),
@@ -206,6 +214,7 @@ fn upstreams(state: &State) -> Vec<UpstreamStatus> {
     let gauge = |name: &str, upstream: &str| state.recorder.value(name, &[("upstream", upstream)]).unwrap_or(0.0);
     let upstreams = state.config.upstreams.iter().enumerate();
     upstreams
+        .filter(|(at, _)| !state.config.retired.upstreams.contains(at))
         .map(|(at, upstream)| UpstreamStatus {
             servers: servers(state, at),
             name: upstream.name.clone(),
@@ -223,7 +232,7 @@ fn servers(state: &State, at: usize) -> Vec<ServerStatus> {
         .map(|(number, server)| {
             let labels = [("upstream", upstream.name.as_str()), ("server", server.as_str())];
             let gauge = |name: &str| state.recorder.value(name, &labels).unwrap_or(0.0);
-            let addresses = state.servers.addresses(at, number).into_iter();
+            let addresses = state.servers().addresses(at, number).into_iter();
             ServerStatus {
                 addresses: addresses.map(|(address, up)| AddressStatus { address, up }).collect(),
                 inflight: gauge("pilotlight_upstream_server_inflight"),
@@ -235,9 +244,10 @@ fn servers(state: &State, at: usize) -> Vec<ServerStatus> {
 }
 
 fn routes(state: &State) -> Vec<RouteStatus> {
-    let routes = state.config.routes.iter();
+    let routes = state.config.routes.iter().enumerate();
     routes
-        .map(|route| {
+        .filter(|(at, _)| !state.config.retired.routes.contains(at))
+        .map(|(_, route)| {
             let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
             let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
             let (p50_ms, p99_ms, p999_ms) = (ms(0.5), ms(0.99), ms(0.999));

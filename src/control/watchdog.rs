@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(super) use board::{Board, Event, Finding};
 pub(super) use finding::{Condition, Kind};
 use latency::Latency;
-pub(super) use observe::watch;
+pub(super) use observe::{heartbeat, watch};
 use slots::UpstreamWatch;
 
 use super::histogram::Snapshot;

@@ -7,14 +7,15 @@ use super::export;
 use super::fetch;
 use super::journal::Journal;
 use super::leaving::Leaving;
-use super::listener::{self, Family};
+use super::listener::{self, Listening};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
 use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
+use crate::base::current::Current;
 use crate::base::time::Now;
-use crate::config::{Addr, Config, Endpoint};
+use crate::config::{Addr, Authorization, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
@@ -24,17 +25,17 @@ use crate::shard::query::Query;
 use crate::shard::refresh::Dropped;
 use crate::shard::state::{Counts, Selector, State};
 use crate::telemetry::{DropReason, EvictReason, Telemetry};
+use elsa::FrozenVec;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-/// What all shards share, none of it ever written after the start but the atomics.
+/// What all shards share, none of it ever written but the atomics. A reload puts another one in its place.
 pub struct Common {
     pub config: Arc<Config>,
     pub table: Table,
@@ -43,14 +44,14 @@ pub struct Common {
     pub cdn_loop: String,
     pub shared: Arc<[ShardShared]>,
     pub acks: Arc<Acks>,
-    /// The addresses of each upstream's servers at the start; later ones come as commands.
+    /// The addresses of each upstream's servers to start with; later ones come as commands.
     pub endpoints: Vec<Vec<Endpoint>>,
     /// Most clients of all shards together.
     pub connections_max: usize,
     /// Where shards hand over their entries to be saved; `None`: nothing is saved.
     pub exports: Option<SyncSender<Export>>,
     /// How many clients each shard has, those on their way to it included. Not touched by requests.
-    pub clients: Box<[AtomicUsize]>,
+    pub clients: Arc<[AtomicUsize]>,
 }
 
 impl Common {
@@ -69,24 +70,27 @@ impl Common {
 pub struct Shard {
     pub id: usize,
     pub count: usize,
-    pub common: Arc<Common>,
+    pub common: Current<Common>,
     pub state: RefCell<State>,
     pub outbox: RefCell<Outbox>,
     pub replies: Replies,
     pub deadlines: Deadlines,
     pub leaving: Leaving,
     pub spin: Spin,
-    pub upstreams: Vec<Upstream>,
-    pub telemetry: Telemetry,
+    /// By number, retired ones included.
+    pub upstreams: FrozenVec<Box<Upstream>>,
+    pub telemetry: Current<Telemetry>,
     /// What the scrape shields ask for, by route.
-    pub shields: HashMap<u16, Arc<Query>>,
+    pub shields: Current<HashMap<u16, Arc<Query>>>,
     /// Set before anything is served, or never.
     pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
-    pub listeners: RefCell<Vec<(RawFd, Family)>>,
+    pub listeners: RefCell<Vec<Listening>>,
+    /// Accepts in flight.
+    pub doors: Cell<usize>,
     unix_offset_ms: Cell<i64>,
     /// The date as last formatted, and for which second.
     date: RefCell<(u64, String)>,
@@ -98,7 +102,7 @@ pub struct Shard {
     pub head: RefCell<RequestHead>,
     /// Where keys are put together.
     pub scratch: RefCell<Vec<u8>>,
-    inflight: Vec<Cell<u32>>,
+    pub(super) inflight: FrozenVec<Box<Cell<u32>>>,
     counted: Cell<Counts>,
     refreshes_dropped: Cell<Dropped>,
 }
@@ -114,17 +118,13 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 impl Shard {
     pub fn new(id: usize, count: usize, common: Arc<Common>, state: State, outbox: Outbox) -> Self {
-        let routes: Vec<&str> = common.config.routes.iter().map(|route| route.name.as_str()).collect();
-        let upstreams: Vec<&str> = common.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-        let telemetry = Telemetry::register(id, &routes, &upstreams).with_reject_reasons(&reject_reasons());
+        let telemetry = Current::new(Arc::new(telemetry(id, &common.config)));
         let _ = common.shared[id].exemplars.set(telemetry.exemplars());
-        let inflight = common.config.upstreams.iter().map(|_| Cell::new(0)).collect();
-        let servers: Vec<Vec<String>> =
-            common.config.upstreams.iter().map(|u| u.servers.iter().map(Addr::to_string).collect()).collect();
-        let telemetry = telemetry.with_servers(&upstreams, &servers);
+        let inflight = common.config.upstreams.iter().map(|_| Box::new(Cell::new(0))).collect();
         let now_mono_ms = clock::mono_ns() / 1_000_000;
         let upstreams = common.config.upstreams.iter().zip(&common.endpoints);
-        let upstreams = upstreams.map(|(config, own)| Upstream::new(config, own.clone(), now_mono_ms)).collect();
+        let upstreams = upstreams.map(|(config, own)| Box::new(Upstream::new(config, own.clone(), now_mono_ms)));
+        let upstreams = upstreams.collect();
         let shard = Self {
             id,
             count,
@@ -136,12 +136,13 @@ impl Shard {
             spin: Spin::new(common.config.server.busy_poll),
             upstreams,
             telemetry,
-            shields: shield::queries(&common),
+            shields: Current::new(Arc::new(shield::queries(&common))),
             journal: OnceCell::new(),
             draining: Cell::new(false),
             connections: Cell::new(0),
             idle: Cell::new(0),
             listeners: RefCell::new(Vec::new()),
+            doors: Cell::new(0),
             unix_offset_ms: Cell::new(0),
             date: RefCell::new((0, String::new())),
             request_ids: Cell::new(common.hasher.hash_one((id, clock::mono_ns()))),
@@ -152,7 +153,7 @@ impl Shard {
             inflight,
             counted: Cell::new(Counts::default()),
             refreshes_dropped: Cell::new(Dropped::default()),
-            common,
+            common: Current::new(common),
         };
         shard.sync_clock();
         shard
@@ -261,10 +262,34 @@ impl Shard {
                 }
             }
             Action::Fetch { query, kind, lease, stale } => {
+                let query = match self.routed(query) {
+                    Ok(query) => query,
+                    Err(query) => return self.end_lease(query.hash, lease, FetchOutcome::NotShareable),
+                };
                 let shard = Rc::clone(self);
                 monoio::spawn(listener::catch(fetch::run(shard, query, kind, lease, stale, None)));
             }
         }
+    }
+
+    /// The query by the routes that hold now: what is stored or waiting may name one that a reload has changed. `Err`: there is no
+    /// route any more that keeps it.
+    fn routed(&self, mut query: Arc<Query>) -> Result<Arc<Query>, Arc<Query>> {
+        let common = &*self.common;
+        let found = common.table.find(&query.head.host, query.head.target.of(&query.buf));
+        if found == Some(query.route) {
+            return Ok(query);
+        }
+        let fits = |route: u16| {
+            let cache = common.config.routes[route as usize].cache.as_ref();
+            cache.is_some_and(|cache| query.per_credential == (cache.authorization == Authorization::PerCredential))
+        };
+        let Some(route) = found.filter(|route| fits(*route)) else { return Err(query) };
+        match Arc::get_mut(&mut query) {
+            Some(own) => own.route = route,
+            None => query = Arc::new(query.on_route(route).ok_or(query)?),
+        }
+        Ok(query)
     }
 
     /// Deals with a reply whose task has left.
@@ -346,8 +371,12 @@ impl Shard {
                 let idle_ms = self.common.config.upstreams[at].idle_timeout.as_millis() as u64;
                 self.upstreams[at].update(endpoints.to_vec(), idle_ms, now.mono_ms);
             }
+            Command::Prepare { id, plan } => self.prepare(id, &plan),
+            Command::Switch { id, plan } => self.switch(id, &plan),
             Command::Stall { ms } => std::thread::sleep(Duration::from_millis(ms)),
-            Command::Drain => self.start_drain(),
+            Command::Open { id, plan } => self.open(id, &plan),
+            Command::Drain => self.start_drain(true),
+            Command::Leave => self.start_drain(false),
         }
     }
 
@@ -361,15 +390,13 @@ impl Shard {
         self.with_state(|state| state.warm_once(Arc::new(query), now));
     }
 
-    fn start_drain(self: &Rc<Self>) {
+    /// With `close` the addresses are given up; without it another process accepts on them.
+    fn start_drain(self: &Rc<Self>, close: bool) {
         if self.draining.replace(true) {
             return;
         }
-        listener::take_backlog(self);
+        listener::stop(self, close, |_| true);
         self.deadlines.hasten_idle(self.mono_ms() + downstream::DRAIN_IDLE_MS);
-        for (fd, _) in self.listeners.borrow().iter() {
-            super::deadlines::shutdown(*fd, libc::SHUT_RD);
-        }
     }
 
     /// A request to this upstream begins or ends.
@@ -381,7 +408,7 @@ impl Shard {
     /// Passes on what changed since the last time to telemetry.
     pub fn measure(&self) {
         let mut state = self.state.borrow_mut();
-        let telemetry = &self.telemetry;
+        let telemetry = &*self.telemetry;
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
@@ -423,6 +450,17 @@ impl Shard {
             slot.next_mono_ms.store(list.next_mono_ms.unwrap_or(0), Ordering::Relaxed);
         }
     }
+}
+
+/// The handles for everything in a configuration. Those that were registered before come back the same.
+pub fn telemetry(shard: usize, config: &Config) -> Telemetry {
+    let routes: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
+    let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    let servers = config.upstreams.iter().map(|upstream| upstream.servers.iter().map(Addr::to_string).collect());
+    let servers: Vec<Vec<String>> = servers.collect();
+    Telemetry::register(shard, &routes, &upstreams)
+        .with_reject_reasons(&reject_reasons())
+        .with_servers(&upstreams, &servers)
 }
 
 /// Every reason for which a client is refused before its request has a route.

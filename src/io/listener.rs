@@ -6,6 +6,7 @@ use super::downstream::{self, Client};
 use super::mailbox::Parcel;
 use super::stream::Connected;
 use crate::config::Addr;
+use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::cell::Cell;
@@ -39,13 +40,69 @@ pub enum Bound {
     Unix(StdUnixListener),
 }
 
-/// Binds every address for every shard: `[shard][address]`.
+impl Bound {
+    /// A listening socket that came from elsewhere.
+    ///
+    /// # Errors
+    /// When it is neither TCP nor a unix socket with a path.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let tcp = std::net::TcpListener::from(socket);
+        if tcp.local_addr().is_ok() {
+            tcp.set_nonblocking(true)?;
+            return Ok(Self::Tcp(tcp));
+        }
+        let unix = StdUnixListener::from(OwnedFd::from(tcp));
+        unix.set_nonblocking(true)?;
+        Ok(Self::Unix(unix))
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When it is a unix socket without a path.
+    pub fn addr(&self) -> io::Result<Addr> {
+        match self {
+            Self::Tcp(listener) => Ok(Addr::Tcp(listener.local_addr()?)),
+            Self::Unix(listener) => {
+                let addr = listener.local_addr()?;
+                let path = addr.as_pathname().ok_or_else(|| io::Error::other("a unix socket without a path"))?;
+                Ok(Addr::Unix(path.to_owned()))
+            }
+        }
+    }
+
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
+        })
+    }
+}
+
+/// A listener that a shard accepts on.
+pub struct Listening {
+    addr: Addr,
+    fd: RawFd,
+    family: Family,
+    canceller: Canceller,
+    stopped: Rc<Cell<bool>>,
+}
+
+/// Binds every address for every shard, by shard; where there are `inherited` sockets, those are used and none is bound. All of them are,
+/// or the connections that the kernel puts into the others would wait for ever: so a shard may get several of one address.
 ///
 /// # Errors
 /// The address, and why the system refused it.
-pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
+pub fn bind(addrs: &[Addr], shards: usize, inherited: Vec<Bound>) -> Result<Vec<Vec<Bound>>, (Addr, io::Error)> {
     let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut inherited: Vec<(Addr, Bound)> =
+        inherited.into_iter().filter_map(|bound| Some((bound.addr().ok()?, bound))).collect();
     for addr in addrs {
+        let own: Vec<Bound> = inherited.extract_if(.., |(of, _)| of == addr).map(|(_, bound)| bound).collect();
+        if !own.is_empty() {
+            deal(own, &mut bound).map_err(|error| (addr.clone(), error))?;
+            continue;
+        }
         let sockets = patiently(|| match addr {
             Addr::Tcp(socket_addr) => bind_tcp(*socket_addr, shards),
             Addr::Unix(path) => bind_unix(path, shards),
@@ -57,6 +114,18 @@ pub fn bind(addrs: &[Addr], shards: usize) -> Result<Vec<Vec<Bound>>, (Addr, io:
         }
     }
     Ok(bound)
+}
+
+/// Every socket to a shard, and a socket to every shard: one that would get none shares one.
+fn deal(sockets: Vec<Bound>, shards: &mut [Vec<Bound>]) -> io::Result<()> {
+    let count = shards.len();
+    for (at, shard) in shards.iter_mut().enumerate().skip(sockets.len()) {
+        shard.push(sockets[at % sockets.len()].try_clone()?);
+    }
+    for (at, socket) in sockets.into_iter().enumerate() {
+        shards[at % count].push(socket);
+    }
+    Ok(())
 }
 
 /// The kernel takes down the ring of a killed process behind its back, and its listeners with it: so an address that is taken is
@@ -133,50 +202,97 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// # Errors
 /// When the runtime refuses a listener.
 pub fn start(shard: &Rc<Shard>, bound: Vec<Bound>) -> io::Result<()> {
-    for listener in bound {
-        match listener {
-            Bound::Tcp(listener) => {
-                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Tcp));
-                let listener = Rc::new(TcpListener::from_std(listener)?);
-                for _ in 0..ACCEPTS {
-                    monoio::spawn(accept_tcp(Rc::clone(shard), Rc::clone(&listener)));
-                }
-            }
-            Bound::Unix(listener) => {
-                shard.listeners.borrow_mut().push((listener.as_raw_fd(), Family::Unix));
-                let listener = Rc::new(UnixListener::from_std(listener)?);
-                for _ in 0..ACCEPTS {
-                    monoio::spawn(accept_unix(Rc::clone(shard), Rc::clone(&listener)));
-                }
-            }
+    bound.into_iter().try_for_each(|bound| start_one(shard, bound))
+}
+
+fn start_one(shard: &Rc<Shard>, bound: Bound) -> io::Result<()> {
+    let addr = bound.addr()?;
+    let (fd, family) = match &bound {
+        Bound::Tcp(listener) => (listener.as_raw_fd(), Family::Tcp),
+        Bound::Unix(listener) => (listener.as_raw_fd(), Family::Unix),
+    };
+    let (canceller, stopped) = (Canceller::new(), Rc::new(Cell::new(false)));
+    match bound {
+        Bound::Tcp(listener) => {
+            let listener = Rc::new(TcpListener::from_std(listener)?);
+            (0..ACCEPTS)
+                .for_each(|_| drop(monoio::spawn(accept_tcp(Door::new(shard, &listener, &canceller, &stopped)))));
+        }
+        Bound::Unix(listener) => {
+            let listener = Rc::new(UnixListener::from_std(listener)?);
+            (0..ACCEPTS)
+                .for_each(|_| drop(monoio::spawn(accept_unix(Door::new(shard, &listener, &canceller, &stopped)))));
         }
     }
+    shard.listeners.borrow_mut().push(Listening { addr, fd, family, canceller, stopped });
     Ok(())
 }
 
-async fn accept_tcp(shard: Rc<Shard>, listener: Rc<TcpListener>) {
-    while !shard.draining.get() {
-        match listener.accept().await {
+/// Stops accepting on the listeners whose address `goes`. With `close` the address is given up, and what the kernel has completed on
+/// it is taken first; without it another process goes on accepting on the same sockets.
+pub fn stop(shard: &Rc<Shard>, close: bool, goes: impl Fn(&Addr) -> bool) {
+    let all = std::mem::take(&mut *shard.listeners.borrow_mut());
+    let (gone, kept) = all.into_iter().partition(|listening: &Listening| goes(&listening.addr));
+    *shard.listeners.borrow_mut() = kept;
+    for Listening { fd, family, canceller, stopped, .. } in gone {
+        stopped.set(true);
+        if close {
+            take_backlog(shard, fd, family);
+            super::deadlines::shutdown(fd, libc::SHUT_RD);
+        }
+        canceller.cancel();
+    }
+}
+
+/// One of the accepts in flight on a listener.
+struct Door<L> {
+    shard: Rc<Shard>,
+    accept: Rc<L>,
+    cancel: CancelHandle,
+    stopped: Rc<Cell<bool>>,
+}
+
+impl<L> Door<L> {
+    fn new(shard: &Rc<Shard>, accept: &Rc<L>, canceller: &Canceller, stopped: &Rc<Cell<bool>>) -> Self {
+        let (shard, accept, stopped) = (Rc::clone(shard), Rc::clone(accept), Rc::clone(stopped));
+        shard.doors.set(shard.doors.get() + 1);
+        Self { shard, accept, cancel: canceller.handle(), stopped }
+    }
+}
+
+impl<L> Drop for Door<L> {
+    fn drop(&mut self) {
+        self.shard.doors.set(self.shard.doors.get() - 1);
+    }
+}
+
+// An accept that is cancelled may have taken a connection all the same: it is served like any other.
+
+async fn accept_tcp(door: Door<TcpListener>) {
+    let shard = Rc::clone(&door.shard);
+    while !door.stopped.get() {
+        match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, peer)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Tcp),
                 None => admit(&shard, Connected::tcp(stream, peer)),
             },
-            Err(error) => pause(&shard, &error).await,
+            Err(error) => pause(&shard, &door.stopped, &error).await,
         }
     }
 }
 
-async fn accept_unix(shard: Rc<Shard>, listener: Rc<UnixListener>) {
-    while !shard.draining.get() {
-        match listener.accept().await {
+async fn accept_unix(door: Door<UnixListener>) {
+    let shard = Rc::clone(&door.shard);
+    while !door.stopped.get() {
+        match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, _)) => match emptier(&shard) {
                 Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
                 None => match Connected::unix(stream) {
                     Ok(connected) => admit(&shard, connected),
-                    Err(error) => pause(&shard, &error).await,
+                    Err(error) => pause(&shard, &door.stopped, &error).await,
                 },
             },
-            Err(error) => pause(&shard, &error).await,
+            Err(error) => pause(&shard, &door.stopped, &error).await,
         }
     }
 }
@@ -215,14 +331,11 @@ pub enum Family {
 }
 
 /// Takes the connections that the kernel has completed and nobody has accepted: closing the listener would reset them.
-pub fn take_backlog(shard: &Rc<Shard>) {
-    let listeners = shard.listeners.borrow().clone();
-    for (fd, family) in listeners {
-        while let Some(taken) = accept_now(fd) {
-            match connected(taken, family) {
-                Ok(connected) => admit(shard, connected),
-                Err(error) => tracing::warn!(shard = shard.id, %error, "a connection was lost while draining"),
-            }
+fn take_backlog(shard: &Rc<Shard>, listener: RawFd, family: Family) {
+    while let Some(taken) = accept_now(listener) {
+        match connected(taken, family) {
+            Ok(connected) => admit(shard, connected),
+            Err(error) => tracing::warn!(shard = shard.id, %error, "a connection was lost with its listener"),
         }
     }
 }
@@ -251,8 +364,8 @@ thread_local! {
     static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
 }
 
-async fn pause(shard: &Shard, error: &io::Error) {
-    if !shard.draining.get() {
+async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error) {
+    if !stopped.get() {
         // All accepts of a shard fail together, twenty times a second: the log is told once a second.
         let now = clock::mono_ns();
         if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {

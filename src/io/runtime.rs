@@ -163,7 +163,6 @@ async fn deliver(shard: Rc<Shard>, mut inbox: Inbox, mut wire: UnixStream) {
 
 /// Everything that happens by the clock; ends when the shard has drained.
 async fn tick(shard: &Rc<Shard>) {
-    let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;
     let (mut slow_at_ms, mut look_at_ms) = (0, 0);
     let mut due_ns = clock::mono_ns();
     loop {
@@ -178,6 +177,7 @@ async fn tick(shard: &Rc<Shard>) {
         shard.with_state(|state| state.tick(now));
         if now.mono_ms >= look_at_ms {
             look_at_ms = now.mono_ms + LOOK_MS;
+            let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;
             shard.leaving.look(half_close_ms, now.mono_ms);
         }
         if now.mono_ms >= slow_at_ms {
@@ -189,8 +189,9 @@ async fn tick(shard: &Rc<Shard>) {
         upstream::tick(shard);
         shard.measure();
         shard.publish(now);
-        // Those on their way from another shard count.
-        if shard.draining.get() && shard.common.clients[shard.id].load(Ordering::Relaxed) == 0 {
+        // Those on their way from another shard count, and so does what an accept in flight may still take.
+        if shard.draining.get() && shard.doors.get() == 0 && shard.common.clients[shard.id].load(Ordering::Relaxed) == 0
+        {
             return;
         }
     }

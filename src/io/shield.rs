@@ -47,6 +47,7 @@ pub const REFUSED: Failure = Failure {
 #[must_use]
 pub fn queries(common: &Common) -> HashMap<u16, Arc<Query>> {
     let routes = common.config.routes.iter().enumerate();
+    let routes = routes.filter(|(at, _)| !common.config.retired.routes.contains(at));
     let shielded = routes.filter_map(|(at, route)| Some((at as u16, route, route.shield.as_ref()?)));
     shielded
         .map(|(at, route, shield)| {
@@ -62,7 +63,7 @@ pub fn queries(common: &Common) -> HashMap<u16, Arc<Query>> {
 
 /// Keeps the entries that this shard owns.
 pub fn start(shard: &Rc<Shard>) {
-    for (route, query) in &shard.shields {
+    for (route, query) in shard.shields.iter() {
         if owner_of(query.hash, shard.count) == shard.id {
             monoio::spawn(keep(Rc::clone(shard), *route, Arc::clone(query)));
         }
@@ -72,9 +73,13 @@ pub fn start(shard: &Rc<Shard>) {
 async fn keep(shard: Rc<Shard>, route: u16, query: Arc<Query>) {
     let Some(Shield { interval, .. }) = &shard.common.config.routes[route as usize].shield else { return };
     let interval_ms = interval.as_millis() as u64;
-    let received = &shard.common.shared[shard.id].shields[route as usize];
+    let Some(received) = shard.common.shared[shard.id].shields.get(route as usize) else { return };
     let mut due_ms = shard.mono_ms();
     loop {
+        // A reload has put another one in its place, or nothing.
+        if !shard.shields.get(&route).is_some_and(|current| Arc::ptr_eq(current, &query)) {
+            return received.store(0, Ordering::Relaxed);
+        }
         let now = shard.now();
         // Looking for it keeps it from being evicted, too.
         let found = shard.state.borrow_mut().find(query.hash, &query.key, query.view());

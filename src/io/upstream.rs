@@ -18,7 +18,8 @@ pub struct Upstream {
     pub pool: Pool,
     fleet: RefCell<Fleet>,
     budget: RefCell<Budget>,
-    breaker: Option<RefCell<Breaker>>,
+    breaker: RefCell<Option<Breaker>>,
+    config: RefCell<config::Upstream>,
     /// The last failure that the breaker was told of was a disconnection.
     disconnected: Cell<bool>,
     /// Until when the queue that refused a request last is worked off.
@@ -34,11 +35,32 @@ impl Upstream {
             pool: Pool::default(),
             fleet: RefCell::new(Fleet::new(endpoints, slow_start_ms, config.ejection, now_mono_ms)),
             budget: RefCell::new(Budget::new(config.retry_budget, now_mono_ms)),
-            breaker: config.breaker.map(|policy| RefCell::new(Breaker::new(policy))),
+            breaker: RefCell::new(config.breaker.map(Breaker::new)),
+            config: RefCell::new(config.clone()),
             disconnected: Cell::new(false),
             busy_until_mono_ms: Cell::new(0),
             loads: RefCell::default(),
         }
+    }
+
+    /// Another configuration of the same upstream. What is known of servers that stay is kept; a breaker or a retry budget starts
+    /// anew only when its own policy has changed.
+    pub fn reconfigure(&self, config: &config::Upstream, endpoints: Vec<Endpoint>, now_mono_ms: u64) {
+        let before = self.config.replace(config.clone());
+        let slow_start_ms = config.slow_start.as_millis() as u64;
+        self.fleet.borrow_mut().reconfigure(endpoints, slow_start_ms, config.ejection, now_mono_ms);
+        if before.retry_budget != config.retry_budget {
+            self.budget.replace(Budget::new(config.retry_budget, now_mono_ms));
+        }
+        if before.breaker != config.breaker {
+            self.breaker.replace(config.breaker.map(Breaker::new));
+        }
+        self.sweep(config.idle_timeout.as_millis() as u64, now_mono_ms);
+    }
+
+    /// Closes every connection that waits: no request will come.
+    pub fn retire(&self, now_mono_ms: u64) {
+        self.sweep(0, now_mono_ms);
     }
 
     /// The servers are these from now on. Connections to those that have gone end with their request.
@@ -87,7 +109,7 @@ impl Upstream {
 
     /// How long clients should wait before they ask again, while the breaker is open or the queue long.
     pub fn retry_after_ms(&self, now_mono_ms: u64) -> Option<u64> {
-        let opens_in_ms = self.breaker.as_ref().and_then(|breaker| breaker.borrow().opens_in_ms(now_mono_ms));
+        let opens_in_ms = self.breaker.borrow().as_ref().and_then(|breaker| breaker.opens_in_ms(now_mono_ms));
         opens_in_ms.or_else(|| self.busy_until_mono_ms.get().checked_sub(now_mono_ms))
     }
 }
@@ -120,8 +142,8 @@ pub fn tick(shard: &Shard) {
             let name = &shard.common.config.upstreams[at].name;
             tracing::warn!(shard = shard.id, upstream = %name, ejected, "servers ejected for their share of failures");
         }
-        if let Some(breaker) = &upstream.breaker {
-            let stage = breaker.borrow().stage(now_mono_ms);
+        if let Some(breaker) = &*upstream.breaker.borrow() {
+            let stage = breaker.stage(now_mono_ms);
             shard.telemetry.breaker_stage(at, stage == Stage::Open, stage == Stage::HalfOpen);
         }
     }
@@ -172,9 +194,9 @@ pub struct Trial {
 impl Trial {
     /// `None`: the breaker is open.
     pub fn begin(shard: &Rc<Shard>, upstream: u16) -> Option<Self> {
-        let permit = match &shard.upstreams[upstream as usize].breaker {
+        let permit = match &mut *shard.upstreams[upstream as usize].breaker.borrow_mut() {
             None => None,
-            Some(breaker) => match breaker.borrow_mut().admit(shard.mono_ms()) {
+            Some(breaker) => match breaker.admit(shard.mono_ms()) {
                 Admission::Granted(permit) => Some(permit),
                 Admission::Refused { .. } => return None,
             },
@@ -189,8 +211,9 @@ impl Trial {
 
     fn tell(&mut self, ok: Option<bool>) {
         let at = self.upstream as usize;
-        let (Some(permit), Some(breaker)) = (self.permit.take(), &self.shard.upstreams[at].breaker) else { return };
-        if breaker.borrow_mut().record(permit, ok, self.shard.mono_ms()) {
+        let mut breaker = self.shard.upstreams[at].breaker.borrow_mut();
+        let (Some(permit), Some(breaker)) = (self.permit.take(), &mut *breaker) else { return };
+        if breaker.record(permit, ok, self.shard.mono_ms()) {
             self.shard.telemetry.breaker_opened(at);
             let name = &self.shard.common.config.upstreams[at].name;
             tracing::warn!(shard = self.shard.id, upstream = %name, "circuit breaker open");

@@ -76,6 +76,24 @@ impl Fleet {
         }
     }
 
+    /// Another configuration of the same upstream. Who is reached at the same address is the same server, wherever it stands in the
+    /// list now.
+    pub fn reconfigure(
+        &mut self,
+        endpoints: Vec<Endpoint>,
+        slow_start_ms: u64,
+        ejection: Option<Ejection>,
+        now_mono_ms: u64,
+    ) {
+        (self.slow_start_ms, self.ejection) = (slow_start_ms, ejection);
+        for member in &mut self.members {
+            if let Some(now) = endpoints.iter().find(|endpoint| endpoint.addr == member.endpoint.addr) {
+                member.endpoint.server = now.server;
+            }
+        }
+        self.update(endpoints, now_mono_ms);
+    }
+
     fn member(&mut self, endpoint: Endpoint, now_mono_ms: u64) -> Member {
         self.next_id += 1;
         let health = Health::new(now_mono_ms);
@@ -220,6 +238,18 @@ mod tests {
 
     fn fleet(servers: u16, ejection: Option<Ejection>) -> Fleet {
         Fleet::new((0..servers).map(endpoint).collect(), 10_000, ejection, 0)
+    }
+
+    #[test]
+    fn a_server_that_stays_is_the_same_one_wherever_it_stands() {
+        let mut fleet = fleet(2, None);
+        let second = ids(&fleet)[1];
+        fleet.started(second);
+        let moved = Endpoint { server: 0, ..endpoint(1) };
+        fleet.reconfigure(vec![moved, Endpoint { server: 1, ..endpoint(7) }], 0, None, 5);
+        let first = &fleet.members()[0];
+        assert_eq!((first.id, first.endpoint.server, first.inflight), (second, 0, 1));
+        assert!(fleet.members()[1].id > second, "the other one is new");
     }
 
     fn ids(fleet: &Fleet) -> Vec<MemberId> {

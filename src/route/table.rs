@@ -30,8 +30,14 @@ impl Table {
     /// Compiles `routes`, of which there are at most 65 536 (configuration allows fewer).
     #[must_use]
     pub fn new(routes: &[Route]) -> Self {
+        Self::without(routes, |_| false)
+    }
+
+    /// The same without those whose index is `left_out`.
+    #[must_use]
+    pub fn without(routes: &[Route], left_out: impl Fn(usize) -> bool) -> Self {
         let mut table = Self { hosts: HashTable::new(), hasher: ahash::RandomState::new(), any: Prefixes::default() };
-        for (index, route) in routes.iter().enumerate() {
+        for (index, route) in routes.iter().enumerate().filter(|(index, _)| !left_out(*index)) {
             let index = u16::try_from(index).expect("configuration allows fewer routes than 65 536");
             table.prefixes_of(route.host.as_deref()).insert(route.path.as_bytes(), index);
         }

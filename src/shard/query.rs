@@ -80,6 +80,16 @@ impl Query {
     }
 }
 
+impl Query {
+    /// The same on another route; `None` only if the head that was parsed before cannot be parsed again.
+    #[must_use]
+    pub fn on_route(&self, route: u16) -> Option<Self> {
+        let (buf, head) = Self::reparse(self.buf.clone()).ok()?;
+        let (key, directives) = (self.key.clone(), self.directives);
+        Some(Self { key, buf, head, directives, route, ..*self })
+    }
+}
+
 /// Which of `shards` owns a key with this hash.
 #[must_use]
 pub fn owner_of(hash: u64, shards: usize) -> usize {

@@ -22,7 +22,7 @@ pub struct Dropped {
     pub expired: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Line {
     /// By value, then by generation, which no two have in common.
     waiting: BTreeMap<(u64, u64), Arc<Object>>,
@@ -52,8 +52,16 @@ impl Refreshes {
     /// `in_flight_max`: for each upstream.
     #[must_use]
     pub fn new(in_flight_max: &[u32]) -> Self {
-        let line = |max: &u32| Line { waiting: BTreeMap::new(), in_flight: 0, in_flight_max: *max };
+        let line = |max: &u32| Line { in_flight_max: *max, ..Line::default() };
         Self { lines: in_flight_max.iter().map(line).collect(), by_lease: HashMap::new(), dropped: Dropped::default() }
+    }
+
+    /// Other bounds from now on. What is in flight beyond them comes to its end.
+    pub fn reconfigure(&mut self, in_flight_max: &[u32]) {
+        self.lines.resize_with(in_flight_max.len(), Line::default);
+        for (line, max) in self.lines.iter_mut().zip(in_flight_max) {
+            line.in_flight_max = *max;
+        }
     }
 
     /// An entry has come due, which was served so often since it was stored.

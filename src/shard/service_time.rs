@@ -45,7 +45,7 @@ struct Mean {
     seen_mono_ms: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ServiceTimes {
     shapes: HashMap<u32, Mean>,
     /// Of all requests.

@@ -83,7 +83,7 @@ impl Policy {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Running {
     wanted: Wanted,
     since_mono_ms: u64,
@@ -91,7 +91,7 @@ struct Running {
     is_probe: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiter {
     asker: Asker,
     wanted: Wanted,
@@ -106,7 +106,7 @@ enum Seat {
     Probe,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Slots {
     policy: Policy,
     running: Slab<Running>,
@@ -140,6 +140,12 @@ impl Slots {
             background_queued: 0,
             times: ServiceTimes::default(),
         }
+    }
+
+    /// Takes over the bounds of `new`; returns who gets a slot now. What is in use beyond them runs to its end.
+    pub fn reconfigure(&mut self, new: &Self, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
+        self.policy.clone_from(&new.policy);
+        self.poll(now_mono_ms)
     }
 
     pub fn claim(&mut self, asker: Asker, wanted: Wanted, now_mono_ms: u64) -> SlotClaim {

@@ -11,7 +11,7 @@ use super::query::{Query, owner_of};
 use super::refresh::{Dropped, Refreshes};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
-use super::warm::Warm;
+use super::warm::{self, Warm};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
 use crate::base::time::Now;
@@ -168,6 +168,34 @@ impl State {
     /// asked for every few seconds.
     pub fn take_hot_keys(&mut self, now: Now) -> Vec<(Vec<u8>, u64)> {
         self.hot.take(now.mono_ms)
+    }
+
+    /// Gets ready for a configuration that other shards may act on earlier: what is new in it is known, nothing else changes.
+    pub fn prepare(&mut self, routes: &[RoutePolicy], routes_before: usize, slots: &HashMap<u16, Slots>) {
+        let kept = self.routes.iter().take(routes_before);
+        self.routes = kept.chain(routes.iter().skip(routes_before)).copied().collect();
+        for (upstream, new) in slots {
+            self.slots.entry(*upstream).or_insert_with(|| new.clone());
+        }
+    }
+
+    /// This configuration holds from now on. What is stored stays, with the lifetime it was stored with.
+    pub fn reconfigure(
+        &mut self,
+        routes: Arc<[RoutePolicy]>,
+        slots: &HashMap<u16, Slots>,
+        warm: (Vec<warm::Entry>, Vec<u32>),
+        now: Now,
+    ) {
+        self.routes = routes;
+        for (upstream, new) in slots {
+            let own = self.slots.entry(*upstream).or_insert_with(|| new.clone());
+            for (asker, slot) in own.reconfigure(new, now.mono_ms) {
+                self.answer(asker, Reply::Slot(slot));
+            }
+        }
+        self.warm.replace(warm.0, warm.1, now.mono_ms);
+        self.refreshes.reconfigure(self.warm.in_flight_max());
     }
 
     /// A number no other object of this process has.

@@ -22,7 +22,7 @@ const REFRESH_MS_MIN: u64 = 250;
 /// When the lifetime is unknown or the answer was not cacheable.
 const UNKNOWN_MS: u64 = 60_000;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Entry {
     pub query: Arc<Query>,
     /// Index into the configured lists.
@@ -94,6 +94,29 @@ impl Warm {
     #[must_use]
     pub fn may_work(&self, upstream: u16) -> bool {
         self.in_flight_max.get(upstream as usize).is_some_and(|max| *max > 0)
+    }
+
+    /// Other lists from now on. A key that was on a list before keeps its standing, and is not fetched again for this.
+    pub fn replace(&mut self, mut entries: Vec<Entry>, in_flight_max: Vec<u32>, now_mono_ms: u64) {
+        let old = std::mem::take(&mut self.entries);
+        let known: HashMap<&[u8], usize> = old.iter().enumerate().map(|(at, entry)| (&*entry.query.key, at)).collect();
+        let leases: HashMap<u32, LeaseId> = self.by_lease.iter().map(|(lease, at)| (*at, *lease)).collect();
+        let (mut by_lease, mut in_flight) = (HashMap::new(), HashMap::<u16, u32>::new());
+        for (at, entry) in entries.iter_mut().enumerate() {
+            entry.due_mono_ms = now_mono_ms;
+            let Some(before) = known.get(&*entry.query.key) else { continue };
+            let standing = &old[*before];
+            entry.fetched_mono_ms = standing.fetched_mono_ms;
+            entry.failures = standing.failures;
+            // Another policy may make it due sooner than what was planned under the old one.
+            if let Some(lease) = leases.get(&(*before as u32)).filter(|lease| !by_lease.contains_key(*lease)) {
+                entry.in_flight = true;
+                by_lease.insert(*lease, at as u32);
+                *in_flight.entry(entry.upstream).or_default() += 1;
+            }
+        }
+        *self = Self::new(entries, in_flight_max, now_mono_ms);
+        (self.by_lease, self.in_flight) = (by_lease, in_flight);
     }
 
     fn schedule(&mut self, at: u32, due_mono_ms: u64) {
@@ -234,6 +257,30 @@ mod tests {
             warm.lists(1)[0],
             ListState { total: 3, filled: 3, oldest_mono_ms: Some(0), next_mono_ms: Some(500) }
         );
+    }
+
+    #[test]
+    fn other_lists_leave_the_standing_of_what_stays() {
+        let mut warm = warm(3, 2);
+        for (at, lease) in [(0, 1), (1, 2)] {
+            assert_eq!(warm.next(0), Some(at));
+            warm.started(at, LeaseId(lease));
+        }
+        warm.ended(LeaseId(1));
+        warm.fresh(0, 5, 60_000, 5);
+        // The first goes to the end, the second is still being fetched, the third is gone.
+        let kept = [1, 0].map(|at: usize| {
+            let Entry { query, list, upstream, .. } = &warm.entries[at];
+            Entry::new(Arc::clone(query), *list, *upstream)
+        });
+        warm.replace(kept.to_vec(), vec![2], 10);
+        assert_eq!(warm.lists(1)[0], ListState { total: 2, filled: 1, oldest_mono_ms: Some(5), ..warm.lists(1)[0] });
+        assert_eq!(warm.next(10), Some(1), "looked at again, since its policy may be another one");
+        warm.fresh(1, 5, 60_000, 10);
+        assert_eq!(warm.next(20), None, "the other one is not fetched twice");
+        assert_eq!(warm.ended(LeaseId(2)), Some(0));
+        warm.fresh(0, 20, 60_000, 20);
+        assert_eq!(warm.lists(1)[0].filled, 2);
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub(in crate::control) async fn watch(state: Rc<State>) {
     }
 }
 
-fn heartbeat(shared: &ShardShared) -> Option<u64> {
+/// When a shard that runs last went round.
+pub(in crate::control) fn heartbeat(shared: &ShardShared) -> Option<u64> {
     let beat_ms = shared.heartbeat_mono_ms.load(Relaxed);
     (beat_ms > 0 && !shared.ended.load(Relaxed)).then_some(beat_ms)
 }
@@ -95,7 +96,8 @@ fn upstreams(state: &State) -> Vec<UpstreamSeen> {
 
 fn upstream(state: &State, at: usize) -> UpstreamSeen {
     let config = &state.config.upstreams[at];
-    let addresses: Vec<_> = (0..config.servers.len()).flat_map(|server| state.servers.addresses(at, server)).collect();
+    let addresses: Vec<_> =
+        (0..config.servers.len()).flat_map(|server| state.servers().addresses(at, server)).collect();
     UpstreamSeen {
         name: config.name.clone(),
         slots_max: config.max_concurrency,
