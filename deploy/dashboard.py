@@ -111,6 +111,7 @@ ROWS = [
         graph("Phases, p99", "s", query(quantile(0.99, "pilotlight_upstream_phase_seconds", "upstream, phase"), "{{upstream}} {{phase}}"), optional=True),
         graph("Refreshes begun late, p99", "s", query(
             quantile(0.99, "pilotlight_refresh_lateness_seconds", "kind"), "{{kind}}"), optional=True),
+        graph("Refreshes dropped", "ops", query(rate("pilotlight_refresh_dropped_total", "reason"), "{{reason}}")),
         graph("Scrape shields: age", "s",
               query(gauge("pilotlight_shield_age_seconds", "route", how="max"), "{{route}}"),
               query(gauge("pilotlight_shield_interval_seconds", "route", how="max"), "{{route}} asked every"), optional=True),
