@@ -61,7 +61,7 @@ class Browser:
             return lines if len(lines) == 2 else None
 
         port, path = wait_until(said, 30, "chromium's debugging port", 0.05)
-        self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
+        self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, max_queue=None)
         self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -70,14 +70,15 @@ class Browser:
         self.resize(*self.size)
 
     def __exit__(self, *_):
-        if hasattr(self, "_socket"):
-            self._socket.close()
+        # First, so that there is nobody whose events would have to be read before the connection is over.
         self._process.terminate()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if hasattr(self, "_socket"):
+            self._socket.close()
         shutil.rmtree(self._profile, ignore_errors=True)
 
     # --- The protocol

@@ -76,7 +76,7 @@ def run(tmp_path, monkeypatch):
     trace = tmp_path / "trace"
 
     def start(program):
-        wrapper = f"#!/bin/sh\nexec strace -f --seccomp-bpf -o {trace} -e trace=io_uring_enter,recvfrom,sendto,recvmsg,sendmsg,readv,writev {program} \"$@\"\n"
+        wrapper = f"#!/bin/sh\nexec strace -D -f --seccomp-bpf -o {trace} -e trace=io_uring_enter,recvfrom,sendto,recvmsg,sendmsg,readv,writev {program} \"$@\"\n"
         monkeypatch.setenv("PILOTLIGHT_BIN", executable(tmp_path / "traced", wrapper))
         return Gateway(CONFIG, origin=origin.address)
 
