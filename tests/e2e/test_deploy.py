@@ -128,6 +128,8 @@ shards = 2
 listen = "127.0.0.1:{admin}"
 [cache]
 memory = "1MiB"
+snapshot = "{dir}/cache.snapshot"
+snapshot_interval = "1s"
 
 [upstreams.app]
 servers = ["{origin}", "{dead}"]
@@ -219,7 +221,7 @@ class Prometheus:
 
 
 def make_load(gateway):
-    """A bit of everything: hits, misses that fill the cache, stale, coalesced, retried, refused, rejected."""
+    """A bit of everything: hits, misses that fill the cache, stale, coalesced, retried, refused, rejected; and a reload now and then."""
 
     def ask(path):
         try:
@@ -235,6 +237,8 @@ def make_load(gateway):
             with socket.create_connection(("127.0.0.1", gateway.port), 5) as raw:
                 raw.sendall(b"GET / HTTP/9.9\r\n\r\n")
                 raw.recv(1_000)
+            if turn % 10 == 0:
+                harness.http(gateway.admin, "POST", "/reload", (), b"", 10)
             yield turn
             time.sleep(0.1)
 

@@ -21,6 +21,7 @@ CONFIG = """
 [upstreams.django]
 servers = ["{origin}"]
 max_concurrency = 2
+reserve = 0
 
 [upstreams.ndvi]
 servers = ["{origin}"]
