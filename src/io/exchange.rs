@@ -164,8 +164,9 @@ async fn go(
         return Err(shard.upstreams[upstream as usize].breaker_failure());
     };
     let slot = acquire(shard, upstream, plan).await;
-    let started_mono_ms = shard.mono_ms();
-    let waited = Duration::from_millis(started_mono_ms - asked_mono_ms);
+    let started_ns = clock::mono_ns();
+    let started_mono_ms = started_ns / 1_000_000;
+    let waited = Duration::from_millis(started_mono_ms.saturating_sub(asked_mono_ms));
     let slot = slot.inspect_err(|failure| {
         shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
     })?;
@@ -177,7 +178,7 @@ async fn go(
     let result = attempt(shard, plan, upstream, until, &mut upload, &mut interim).await;
     cancelled.armed = false;
     shard.upstreams[upstream as usize].judge(trial, &result.as_ref().map(|(_, head, ..)| head.status).map_err(|f| *f));
-    let elapsed = Duration::from_millis(shard.mono_ms() - started_mono_ms);
+    let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(started_ns));
     let label = match &result {
         Ok((_, head, ..)) if head.status >= 500 => FetchResult::ServerError,
         Ok(_) => FetchResult::Ok,
