@@ -112,8 +112,9 @@ fn try_hit(
 ) -> Option<(u16, Option<Rest>, bool)> {
     let view = head.view(bytes);
     let target = head.target.of(bytes);
-    let route = shard.common.table.find(&head.host, target)?;
-    let cache = shard.common.config.routes[route as usize].cache.as_ref()?;
+    let common = &*shard.common;
+    let route = common.table.find(&head.host, target)?;
+    let cache = common.config.routes[route as usize].cache.as_ref()?;
     if !matches!(admit::lookup_mode(head, view, Some(cache)), LookupMode::Cache) {
         return None;
     }
@@ -121,7 +122,7 @@ fn try_hit(
     scratch.clear();
     let credentials = (cache.authorization == Authorization::PerCredential).then_some(view);
     key::write(&mut scratch, &head.host, target, credentials);
-    let hash = key::hash(&shard.common.hasher, &scratch);
+    let hash = key::hash(&common.hasher, &scratch);
     let found = shard.state.borrow_mut().find(hash, &scratch, view)?;
     let directives = RequestDirectives::of(view);
     if !matches!(freshness::judge(&found.validity, &directives, now_mono_ms), Standing::Fresh { .. }) {
@@ -129,7 +130,7 @@ fn try_hit(
     }
     let keep = head.keep_alive && !shard.draining.get();
     let told =
-        Told { name: &shard.common.config.server.name, status: b"; hit", close: !keep, keep_alive_10: head.minor == 0 };
+        Told { name: &common.config.server.name, status: b"; hit", close: !keep, keep_alive_10: head.minor == 0 };
     let request = serve::asks_more(view).then_some(view);
     let rest = serve::stored(out, &found, head.method, request, told, now_mono_ms);
     Some((route, rest, keep))
