@@ -4,6 +4,5 @@
 pub mod balance;
 pub mod breaker;
 pub mod health;
-pub mod random;
 pub mod retry;
 pub mod table;

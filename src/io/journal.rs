@@ -7,6 +7,7 @@
 use super::clock;
 use super::core::Shard;
 use crate::base::outcome::{FetchKind, Outcome};
+use crate::base::random::Random;
 use crate::base::record::{Fetch, Record, Span};
 use crate::config::Config;
 use crate::http::encode::Trace;
@@ -33,7 +34,7 @@ pub struct Journal {
     log: Option<Log>,
     tracing: Option<Tracing>,
     /// State of SplitMix64 (Steele et al. 2014), for samples and ids.
-    random: Cell<u64>,
+    random: RefCell<Random>,
     dropped: Counter,
 }
 
@@ -93,17 +94,13 @@ impl Journal {
             spare: RefCell::new(spare),
             log,
             tracing,
-            random: Cell::new(seed),
+            random: RefCell::new(Random::new(seed)),
             dropped: counter!("pilotlight_access_log_dropped_total", "shard" => shard.to_string()),
         })
     }
 
     fn random(&self) -> u64 {
-        let state = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        self.random.set(state);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.random.borrow_mut().number()
     }
 
     /// Notes a hit while its head is at hand; `answer` is what was appended for it.

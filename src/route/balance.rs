@@ -9,7 +9,7 @@
 //! Invariants: a member's id is never used again; `inflight` is what `started` and `ended` say.
 
 use super::health::{Health, Sign};
-use super::random::Random;
+use crate::base::random::Random;
 use crate::config::{Addr, Ejection, Endpoint};
 
 /// Names a member for as long as the process runs.

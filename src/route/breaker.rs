@@ -190,8 +190,8 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use super::super::random::Random;
     use super::*;
+    use crate::base::random::Random;
     use std::time::Duration;
 
     fn breaker() -> Breaker {

@@ -1,5 +1,6 @@
 //! When something is to be done: a heap of due times, and the jitter and back-off that keep many from coming due at once.
 
+use crate::base::random::Random;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -39,22 +40,19 @@ impl<T: Ord> Schedule<T> {
     }
 }
 
-/// A small generator for jitter (xorshift64*, Vigna 2016); seeded, so that a simulation replays.
+/// Jitter from a seed, so that a simulation replays.
 #[derive(Debug, Clone)]
-pub struct Jitter(u64);
+pub struct Jitter(Random);
 
 impl Jitter {
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
+        Self(Random::new(seed))
     }
 
+    /// From 0 to `bound` less one; 0 for a bound of 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let next = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D);
-        if bound == 0 { 0 } else { (next >> 11) % bound }
+        if bound == 0 { 0 } else { self.0.number() % bound }
     }
 
     /// `ms`, less up to a quarter: earlier, never later, so that nothing comes due after its deadline. What was fetched all at once,
