@@ -118,6 +118,17 @@ fn percentile_of(target: &bench::report::TargetReport, us: f64) -> f64 {
 }
 
 #[test]
+fn a_load_that_spins_counts_the_same() {
+    let origin = stalling();
+    let line = format!("http://{}/ --rate 500 --connections 4 --duration 2s --warmup 0s --busy-poll", origin.addr);
+    let target = &measure(&line).targets[0];
+    assert_eq!((target.latency.count, target.errors.total(), origin.requests()), (1000, 0, 1000));
+    assert!(target.latency.max_us >= 98_000.0, "max {}", target.latency.max_us);
+    let affected = 100.0 - percentile_of(target, 5_000.0);
+    assert!((8.0..=16.0).contains(&affected), "{affected} % waited for more than 5 ms");
+}
+
+#[test]
 fn a_closed_loop_hides_the_same_stall() {
     let origin = stalling();
     let target = &measure(&format!("http://{}/ --connections 1 --duration 2s --warmup 0s", origin.addr)).targets[0];

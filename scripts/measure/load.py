@@ -70,12 +70,23 @@ def bench(url: str, core: int, directory: Path, *options: object, urgent: bool =
     return target
 
 
-def at_rate(server: Server, path: str, core: int, directory: Path, rate: int, seconds: float, connections: int) -> dict:
+def at_rate(
+    server: Server,
+    path: str,
+    core: int,
+    directory: Path,
+    rate: int,
+    seconds: float,
+    connections: int,
+    spinning: bool = False,
+) -> dict:
     """Latency at a constant rate, with CPU time per request beside it. Nothing else on its core delays the load, where
-    it is allowed to say so (root)."""
+    it is allowed to say so (root). `spinning`: the load never sleeps, so that only the server's own waking is in the latency."""
     before = server.cpu_seconds()
     options = ["--rate", rate, "--connections", connections, "--duration", f"{seconds:g}s", "--warmup", "300ms"]
-    target = bench(f"http://127.0.0.1:{server.port}{path}", core, directory, *options, urgent=True)
+    # A real-time thread that spins would be throttled by the kernel for a twentieth of each second.
+    options += ["--busy-poll"] if spinning else []
+    target = bench(f"http://127.0.0.1:{server.port}{path}", core, directory, *options, urgent=not spinning)
     target["cpu_us_per_request"] = (server.cpu_seconds() - before) / (rate * (seconds + 0.3)) * 1e6
     if abs(target["answers_per_s"] / rate - 1) > 0.02:
         raise Disturbed(f"{server.name}: {target['answers_per_s']:.0f} answers a second instead of {rate}")

@@ -102,6 +102,8 @@ def peer(name: str, core: int, directory: Path, origin: int) -> Server:
         return Pilotlight(name, core, home, origin)
     elif name == "pilotlight, busy_poll":
         return Pilotlight(name, core, home, origin, busy_poll="50us")
+    elif name == "pilotlight, busy_poll for longer":
+        return Pilotlight(name, core, home, origin, busy_poll="250us")
     else:
         raise ValueError(name)
     return Server(name, command, port, core, home)

@@ -67,6 +67,9 @@ pub struct BenchArgs {
     /// A new connection for every request, whose making is part of the latency
     #[arg(long)]
     pub new_connections: bool,
+    /// Spin between requests instead of sleeping: waking up is then in no latency, and each thread takes a core
+    #[arg(long)]
+    pub busy_poll: bool,
     /// The process that serves, one for each target in order: its CPU time per request is reported, children included
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
@@ -121,6 +124,7 @@ pub struct Plan {
     pub rounds: usize,
     pub timeout: Duration,
     pub new_connections: bool,
+    pub busy_poll: bool,
 }
 
 impl BenchArgs {
@@ -159,6 +163,7 @@ impl BenchArgs {
             rounds,
             timeout: self.timeout,
             new_connections: self.new_connections,
+            busy_poll: self.busy_poll,
         })
     }
 

@@ -29,6 +29,7 @@ pub struct Settings {
     pub connections: usize,
     pub threads: usize,
     pub new_connections: bool,
+    pub busy_poll: bool,
     pub warmup_s: f64,
     pub slice_s: f64,
     pub rounds: usize,
@@ -147,6 +148,7 @@ impl Settings {
             connections: plan.connections,
             threads: plan.threads,
             new_connections: plan.new_connections,
+            busy_poll: plan.busy_poll,
             warmup_s: plan.warmup.as_secs_f64(),
             slice_s: plan.slice.as_secs_f64(),
             rounds: plan.rounds,
@@ -168,7 +170,8 @@ impl Settings {
             format!("{} s", self.slice_s)
         };
         let (connections, threads) = (counted(self.connections, "connection"), counted(self.threads, "thread"));
-        format!("{pace}; {connections} on {threads}, {kept}; {turns}")
+        let spinning = if self.busy_poll { " that spin" } else { "" };
+        format!("{pace}; {connections} on {threads}{spinning}, {kept}; {turns}")
     }
 }
 

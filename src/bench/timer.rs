@@ -1,12 +1,54 @@
-//! A wait that is finer than the event loop's own timers, whose wheel turns once a millisecond: a timerfd set to an absolute time and
-//! polled through the loop. The kernel's high-resolution timer ends it; the thread sleeps meanwhile, and answers are taken as they come.
+//! Waiting for a moment, finer than the event loop's own timers, whose wheel turns once a millisecond. Either asleep: a timerfd set to an
+//! absolute time and polled through the loop, which the kernel's high-resolution timer ends. Or spinning, so that neither the send
+//! time nor the answer waits for a thread to be woken. Answers are taken as they come meanwhile.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
 
 use monoio::net::UnixStream;
 
+use crate::config::BusyPoll;
 use crate::io::clock::mono_ns;
+use crate::io::spin::{self, Spin};
+
+#[derive(Debug)]
+pub enum Wait {
+    Sleeping(Timer),
+    Spinning(Rc<Spin>),
+}
+
+impl Wait {
+    /// Only on a thread with an event loop.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn sleeping() -> io::Result<Self> {
+        Timer::new().map(Self::Sleeping)
+    }
+
+    /// From now on this thread's event loop does not sleep. Once for each thread.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn spinning() -> io::Result<Self> {
+        let spin = Rc::new(Spin::new(BusyPoll::Always));
+        spin::start(&spin)?;
+        Ok(Self::Spinning(spin))
+    }
+
+    /// Waits until then, on the monotonic clock. One waiter at a time.
+    pub async fn until(&self, at_ns: u64) {
+        match self {
+            Self::Sleeping(timer) => timer.until(at_ns).await,
+            Self::Spinning(spin) => {
+                while mono_ns() < at_ns {
+                    spin.round().await;
+                }
+            }
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Timer {
@@ -15,11 +57,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Only on a thread with an event loop.
-    ///
-    /// # Errors
-    /// When there is no descriptor left.
-    pub fn new() -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         // SAFETY: timerfd_create touches no memory of ours.
         let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
         if fd < 0 {
@@ -30,8 +68,7 @@ impl Timer {
         Ok(Self { fd: UnixStream::from_std(fd.into())? })
     }
 
-    /// Waits until then, on the monotonic clock. One waiter at a time.
-    pub async fn until(&self, at_ns: u64) {
+    async fn until(&self, at_ns: u64) {
         if at_ns <= mono_ns() {
             return;
         }

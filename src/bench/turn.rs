@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use super::schedule::Schedule;
 use super::tally::Tally;
-use super::timer::Timer;
+use super::timer::Wait;
 use crate::io::clock::mono_ns;
 use crate::io::notify::Notify;
 
@@ -81,11 +81,11 @@ impl Turn {
     }
 
     /// Hands out what becomes due, until all is taken.
-    pub async fn pace(&self, timer: &Timer) {
+    pub async fn pace(&self, wait: &Wait) {
         while let Some(at_ns) = self.next_ns() {
             let now_ns = mono_ns();
             if at_ns > now_ns {
-                timer.until(at_ns).await;
+                wait.until(at_ns).await;
                 continue;
             }
             let free = self.idle.borrow_mut().pop_front();

@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::options::{Aim, Pace, Plan};
 use super::schedule::Schedule;
 use super::tally::{Failure, Tally};
-use super::timer::Timer;
+use super::timer::Wait;
 use super::turn::{Job, Turn};
 use crate::http::head::Method;
 use crate::io::clock::mono_ns;
@@ -94,7 +94,7 @@ async fn work(start: Start) -> io::Result<()> {
     let mut targets: Vec<Rounds> = plan.aims.iter().map(|aim| Rounds::new(aim, count)).collect();
     let deadlines = Rc::new(Deadlines::default());
     monoio::spawn(tick(Rc::clone(&deadlines)));
-    let timer = Timer::new()?;
+    let wait = if plan.busy_poll { Wait::spinning()? } else { Wait::sleeping()? };
     // Between turns nothing is in flight, so that the thread may block.
     while let Ok(order) = orders.recv() {
         let target = &mut targets[order.aim];
@@ -117,7 +117,7 @@ async fn work(start: Start) -> io::Result<()> {
             .enumerate()
             .map(|(number, kept)| monoio::spawn(send_all(Rc::clone(&line), number, kept.take(), thread)))
             .collect();
-        line.turn.pace(&timer).await;
+        line.turn.pace(&wait).await;
         for (task, kept) in tasks.into_iter().zip(&mut target.connections) {
             *kept = task.await;
         }

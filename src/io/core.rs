@@ -76,7 +76,7 @@ pub struct Shard {
     pub replies: Replies,
     pub deadlines: Deadlines,
     pub leaving: Leaving,
-    pub spin: Spin,
+    pub spin: Rc<Spin>,
     /// By number, retired ones included.
     pub upstreams: FrozenVec<Box<Upstream>>,
     pub telemetry: Current<Telemetry>,
@@ -133,7 +133,7 @@ impl Shard {
             replies: Replies::default(),
             deadlines: Deadlines::default(),
             leaving: Leaving::default(),
-            spin: Spin::new(common.config.server.busy_poll),
+            spin: Rc::new(Spin::new(common.config.server.busy_poll)),
             upstreams,
             telemetry,
             shields: Current::new(Arc::new(shield::queries(&common))),

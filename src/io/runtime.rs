@@ -128,7 +128,7 @@ async fn drive(start: Start) -> io::Result<()> {
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
     listener::start(&shard, bound)?;
-    spin::start(&shard)?;
+    spin::start(&shard.spin)?;
     shield::start(&shard);
     let now = shard.now();
     shard.with_state(|state| state.tick(now));

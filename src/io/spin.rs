@@ -6,7 +6,7 @@
 //! parks; so every `PARK_NS` one of the two awaits something that is there already, which makes the loop park and return at once.
 
 use super::clock;
-use super::core::Shard;
+use super::notify::Notify;
 use crate::config::BusyPoll;
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
@@ -27,6 +27,8 @@ pub struct Spin {
     spinning: Cell<bool>,
     spinner: RefCell<Option<Waker>>,
     partner: RefCell<Option<Waker>>,
+    /// Who wants to know that the loop has gone round.
+    onlookers: Notify,
 }
 
 impl Spin {
@@ -51,6 +53,12 @@ impl Spin {
         {
             waker.wake();
         }
+    }
+
+    /// Waits until the loop has gone round once; only while it spins.
+    pub async fn round(&self) {
+        let mut asked = false;
+        self.onlookers.until(|| std::mem::replace(&mut asked, true).then_some(())).await;
     }
 
     async fn called(&self) {
@@ -82,38 +90,39 @@ impl Spin {
     }
 }
 
-/// Starts the two tasks, unless spinning is off.
+/// Starts the two tasks on this thread's event loop, unless spinning is off.
 ///
 /// # Errors
 /// When the system has no socket pair left.
-pub fn start(shard: &Rc<Shard>) -> io::Result<()> {
-    if shard.spin.for_ns == 0 {
+pub fn start(spin: &Rc<Spin>) -> io::Result<()> {
+    if spin.for_ns == 0 {
         return Ok(());
     }
     let (near, far) = std::os::unix::net::UnixStream::pair()?;
     near.set_nonblocking(true)?;
     far.set_nonblocking(true)?;
-    monoio::spawn(partner(Rc::clone(shard)));
-    monoio::spawn(spin(Rc::clone(shard), near, UnixStream::from_std(far)?));
-    if shard.spin.for_ns == u64::MAX {
-        shard.spin.touch(clock::mono_ns());
+    monoio::spawn(partner(Rc::clone(spin)));
+    monoio::spawn(go_round(Rc::clone(spin), near, UnixStream::from_std(far)?));
+    if spin.for_ns == u64::MAX {
+        spin.touch(clock::mono_ns());
     }
     Ok(())
 }
 
-async fn spin(shard: Rc<Shard>, near: std::os::unix::net::UnixStream, mut far: UnixStream) {
+async fn go_round(spin: Rc<Spin>, near: std::os::unix::net::UnixStream, mut far: UnixStream) {
     let mut byte = vec![0u8; 1];
     loop {
-        shard.spin.called().await;
-        shard.spin.spinning.set(true);
+        spin.called().await;
+        spin.spinning.set(true);
         let mut parked_ns = clock::mono_ns();
         loop {
             let now_ns = clock::mono_ns();
-            if now_ns >= shard.spin.until_ns.get() {
+            if now_ns >= spin.until_ns.get() {
                 break;
             }
+            spin.onlookers.wake();
             if now_ns - parked_ns < PARK_NS {
-                shard.spin.turn().await;
+                spin.turn().await;
                 continue;
             }
             parked_ns = now_ns;
@@ -122,16 +131,16 @@ async fn spin(shard: Rc<Shard>, near: std::os::unix::net::UnixStream, mut far: U
                 byte = back;
             }
         }
-        shard.spin.spinning.set(false);
+        spin.spinning.set(false);
     }
 }
 
 /// Wakes the spinner whenever it is woken by it.
-async fn partner(shard: Rc<Shard>) {
+async fn partner(spin: Rc<Spin>) {
     poll_fn(|cx| {
-        *shard.spin.partner.borrow_mut() = Some(cx.waker().clone());
-        if shard.spin.spinning.get()
-            && let Some(spinner) = shard.spin.spinner.borrow_mut().take()
+        *spin.partner.borrow_mut() = Some(cx.waker().clone());
+        if spin.spinning.get()
+            && let Some(spinner) = spin.spinner.borrow_mut().take()
         {
             spinner.wake();
         }
