@@ -1,8 +1,10 @@
-"""Clients that stop in the middle of their upload, for which no server is to blame."""
+"""Clients that stop: in the middle of their upload, for which no server is to blame, or of reading."""
+
+import select
 
 import pytest
 from harness import Gateway, wait_until
-from origin import Client, Origin
+from origin import Client, Origin, respond
 
 CONFIG = """
 [server]
@@ -70,3 +72,19 @@ def test_a_server_that_says_nothing_to_an_upload_has_its_own_time(origin):
         answer = gateway.http("POST", "/mute", body=b"all of it")
         assert (answer.status, answer.json()["error"]) == (504, "upstream_timeout")
         assert answer.elapsed < 5
+
+
+@pytest.mark.parametrize("path", ["/passed-on", "/stored"])
+def test_what_a_client_never_reads_is_not_kept_for_it(origin, path):
+    # More than the buffers of both sockets hold.
+    origin.route("/passed-on", respond(bytes(12 << 20), "Cache-Control: no-store"))
+    origin.route("/stored", respond(bytes(7 << 20), "Cache-Control: max-age=60"))
+    with Gateway(CONFIG, origin=origin.address) as gateway:
+        if path == "/stored":
+            assert gateway.get(path).status == 200
+        with Client(gateway.port, receive_buffer=4096) as client:
+            client.send(f"GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            watch = select.poll()
+            watch.register(client.sock, 0)
+            # An orderly end would stand behind the megabytes that nobody reads; a reset throws them away.
+            assert watch.poll(10_000), "the connection was not reset"
