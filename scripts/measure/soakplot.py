@@ -48,7 +48,8 @@ def draw(path: Path, subtitle: str, seconds: Sequence) -> None:
     end = round(seconds[-1].at_s)
     for share, anchor in ((0, ""), (0.5, " middle"), (1, " end")):
         y = TOP + 3 * (TALL + GAP) + TALL + 20
-        drawing.text(LEFT + (RIGHT - LEFT) * share, y, time_text(end * share * 1e6) if end < 120 else f"{end * share / 60:.3g} min", "num" + anchor)
+        at = f"{end * share:.0f} s" if end < 120 else f"{end * share / 60:.3g} min"
+        drawing.text(LEFT + (RIGHT - LEFT) * share, y, at, "num" + anchor)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.write(path)
 
@@ -84,7 +85,7 @@ def panel(
     for name, (colour, _) in reversed(tracks.items()):
         if name:
             drawing.text(place, top - 12, name, "ink end")
-            place -= 6.4 * len(name) + 8
+            place -= 6.6 * len(name) + 12
             drawing.add(f'<rect x="{place - 16:.1f}" y="{top - 18}" width="20" height="4" rx="2" fill="{colour}"/>')
             place -= 30
     for tick in ticks:
