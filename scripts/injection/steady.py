@@ -17,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from injection import bodies  # noqa: E402
 
-WORKERS = 5
+# So many that a request that is slow delays hardly any other.
+WORKERS = 12
 APART = ("slow", "purge", "scrape")
 HITS = 20
 LARGE_BYTES = 200_000
