@@ -57,8 +57,8 @@ def spoilt_neighbours(how: str):
 
 def stalled_shards(round: Round) -> tuple[list, list[str]]:
     for shard in range(2):
-        assert http(round.rig.gateway.admin, "POST", f"/debug/stall?shard={shard}&ms=3000", body=b"").status == 202
-    time.sleep(3.0)
+        assert http(round.rig.gateway.admin, "POST", f"/debug/stall?shard={shard}&ms=5000", body=b"").status == 202
+    time.sleep(5.0)
     return ask_all(round)
 
 
