@@ -63,9 +63,8 @@ def setting(core: int | None, urgent: bool = False) -> Callable[[], None]:
 def popen(command: list[object], core: int | None, urgent: bool = False, **options) -> subprocess.Popen:
     """Starts a program on that core."""
     command = [str(part) for part in command]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=setting(core, urgent), **options
-    )
+    options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=setting(core, urgent), **options)
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -73,8 +73,11 @@ impl Drop for Client {
 #[expect(clippy::manual_async_fn, reason = "an idle connection pays for it")]
 pub fn run(mut client: Client) -> impl Future<Output = ()> {
     async move {
-        // An error means that the client is gone; there is nobody to tell.
-        let _ = client.serve().await;
+        // An error means that the client is gone, or does not take what is sent; there is nobody to tell. What the kernel has for it,
+        // megabytes perhaps, would wait there for some minutes more.
+        if client.serve().await.is_err() {
+            pass::reset_on_close(client.fd);
+        }
     }
 }
 

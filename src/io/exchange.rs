@@ -419,7 +419,7 @@ async fn converse(
             let UpstreamConn { source, write, .. } = &mut conn;
             let length = plan.query.head.body;
             let mut sending = pin!(send_body(shard, write, deadline, length, upload, (first_byte_ms, until_mono_ms)));
-            let mut reading = pin!(read_head(shard, source, plan, Waiting::Upload(first_byte_ms), interim));
+            let mut reading = pin!(read_head(shard, source, plan, Waiting::Upload, interim));
             let mut sent = None;
             let answer = poll_fn(|cx| {
                 if sent.is_none()
@@ -438,6 +438,7 @@ async fn converse(
                 reading.as_mut().poll(cx)
             })
             .await;
+            shard.deadlines.disarm(deadline);
             request_sent = matches!(sent, Some(Ok(())));
             answer
         }
@@ -452,8 +453,8 @@ async fn converse(
 #[derive(Clone, Copy)]
 enum Waiting {
     Until(u64),
-    /// While a body is being sent the deadline moves with it.
-    Upload(u64),
+    /// A body is being sent, and who sends it sees to the deadline.
+    Upload,
 }
 
 async fn read_head(
@@ -492,11 +493,15 @@ async fn read_head(
                 }
             }
         }
-        let by = match waiting {
-            Waiting::Until(by) => by,
-            Waiting::Upload(ms) => shard.mono_ms() + ms,
+        let filled = match waiting {
+            Waiting::Until(by) => source.fill(4096, by, Expiry::Both).await,
+            Waiting::Upload => {
+                let (result, buf) = source.start_read(4096).await;
+                source.finish_read(buf);
+                result
+            }
         };
-        match source.fill(4096, by, Expiry::Both).await {
+        match filled {
             Ok(count) if count > 0 => {}
             _ => {
                 let failure = match shard.deadlines.fired(source.deadline) {
@@ -538,6 +543,8 @@ async fn send_body(
     let chunked = length == BodyLength::Chunked;
     while !upload.body.is_done() {
         data.clear();
+        // What the client takes is not the upstream's time: it may not be blamed for an upload that stops.
+        shard.deadlines.arm(deadline, until_mono_ms, Expiry::Both);
         let (result, read) = upload.body.next(upload.source, data, upload.silence_ms, Expiry::Read).await;
         data = read;
         result.map_err(|error| match error {

@@ -88,7 +88,8 @@ fn cut(client: &Client) {
     reset_on_close(client.fd);
 }
 
-fn reset_on_close(fd: RawFd) {
+/// Closing it throws away what was not sent yet.
+pub fn reset_on_close(fd: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the option's value is a `linger` of that size, read during the call; the socket is open while its client is served.
     unsafe {
