@@ -46,8 +46,6 @@ fn fixed(old: &Config, new: &Config) -> Option<&'static str> {
         ("admin.listen", old.admin == new.admin),
         ("cache.snapshot", old.cache.snapshot == new.cache.snapshot),
         ("cache.snapshot_interval", old.cache.snapshot_interval == new.cache.snapshot_interval),
-        ("[log]", old.log == new.log),
-        ("[tracing]", old.tracing == new.tracing),
         ("cache.memory", old.cache.memory == new.cache.memory),
     ];
     keys.into_iter().find(|(_, same)| !same).map(|(key, _)| key)

@@ -157,6 +157,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         recorder,
         config: Arc::new(config()),
         snapshot: None,
+        access_log: None,
         endpoints: Vec::new(),
         on_drain: Box::new(|| {}),
         renew: Arc::new(NoRenewal),

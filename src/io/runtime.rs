@@ -36,8 +36,8 @@ pub struct Start {
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub bound: Vec<Bound>,
-    /// Where records of requests go; `None` when nobody wants them.
-    pub journal: Option<Producer<Record>>,
+    /// Where records of requests go, while somebody wants them.
+    pub journal: Producer<Record>,
 }
 
 /// An event loop of one kind or the other.
@@ -122,8 +122,7 @@ pub fn run(start: Start) -> io::Result<()> {
 async fn drive(start: Start) -> io::Result<()> {
     let Start { id, count, common, state, mut inbox, outbox, bound, journal, .. } = start;
     let shard = Rc::new(Shard::new(id, count, common, state(), outbox));
-    let made = journal.and_then(|ring| Journal::new(&shard.common.config, id, shard.random(), ring));
-    made.into_iter().for_each(|journal| drop(shard.journal.set(journal)));
+    let _ = shard.journal.set(Journal::new(&shard.common.config, id, shard.random(), journal));
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));
