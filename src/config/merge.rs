@@ -127,6 +127,13 @@ mod tests {
     }
 
     #[test]
+    fn log_and_tracing_follow() {
+        let more = "\n[log]\naccess = \"stderr\"\nsample = 1\n[tracing]\nservice = \"s\"\n";
+        let merged = merge(&config(BEFORE), config(&format!("{BEFORE}{more}")), 100).unwrap();
+        assert!(merged.log.access.is_some() && merged.tracing.is_some());
+    }
+
+    #[test]
     fn keys_that_are_built_in() {
         for (key, line) in [
             ("server.shards", "server.shards = 2"),

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -38,6 +38,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the end of the program waits for the last lines.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
+/// Orders that wait for the thread. It takes them many times a second, so a reload that finds no room finds a thread that hangs.
+const ORDERS_MAX: usize = 16;
+
 /// The running thread.
 pub struct AccessLog {
     follower: Follower,
@@ -47,7 +50,7 @@ pub struct AccessLog {
 /// Tells the thread of new configurations.
 #[derive(Clone)]
 pub struct Follower {
-    orders: Sender<Order>,
+    orders: SyncSender<Order>,
     reopen: Arc<AtomicBool>,
 }
 
@@ -86,11 +89,13 @@ impl AccessLog {
         let reopen = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&reopen))?;
         let exporter = Next::Other(Exporter::start(&config)?);
-        let (orders, received) = channel();
+        let (orders, received) = sync_channel(ORDERS_MAX);
         let follower = Follower { orders, reopen: Arc::clone(&reopen) };
-        follower.follow(Edition { number: EDITION_FIRST, config, sink, exporter });
+        // There is room for the first.
+        let _ = follower.follow(Edition { number: EDITION_FIRST, config, sink, exporter });
         let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
-            Teller { orders: received, rings, editions: Vec::new(), settled: EDITION_FIRST, ending: false, reopen }.run();
+            Teller { orders: received, rings, editions: Vec::new(), settled: EDITION_FIRST, ending: false, reopen }
+                .run();
         })?;
         Ok(Self { follower, thread })
     }
@@ -103,7 +108,7 @@ impl AccessLog {
 
     /// Writes what is left and ends, if the disk lets it.
     pub fn finish(self) {
-        self.follower.order(Order::End);
+        let _ = self.follower.order(Order::End);
         let by = Instant::now() + END_WITHIN;
         while !self.thread.is_finished() && Instant::now() < by {
             thread::sleep(Duration::from_millis(5));
@@ -121,20 +126,21 @@ impl Follower {
             same if *same == old.log.access => Next::Same,
             other => Next::Other(other.as_ref().map(Sink::open).transpose()?),
         };
-        let exporter =
-            if Exporter::is_same(old, new) { Next::Same } else { Next::Other(Exporter::start(new)?) };
+        let exporter = if Exporter::is_same(old, new) { Next::Same } else { Next::Other(Exporter::start(new)?) };
         Ok(Edition { number, config: Arc::clone(new), sink, exporter })
     }
 
-    /// Before the first shard changes over to it. The file that stays is opened anew, as by SIGUSR1.
-    pub fn follow(&self, edition: Edition) {
-        self.order(Order::Follow(edition));
+    /// Before the first shard changes over to it; false when the thread hangs. The file that stays is opened anew, as by SIGUSR1.
+    #[must_use]
+    pub fn follow(&self, edition: Edition) -> bool {
         self.reopen();
+        self.order(Order::Follow(edition))
     }
 
     /// When every shard has changed over to edition `number`.
     pub fn settle(&self, number: u64) {
-        self.order(Order::Settle(number));
+        // Without it the edition before is kept until the next one is settled.
+        let _ = self.order(Order::Settle(number));
     }
 
     /// Has the file opened anew.
@@ -142,9 +148,9 @@ impl Follower {
         self.reopen.store(true, Relaxed);
     }
 
-    fn order(&self, order: Order) {
-        // Fails when the thread has ended, and then nobody is told anything.
-        let _ = self.orders.send(order);
+    /// Never waits.
+    fn order(&self, order: Order) -> bool {
+        self.orders.try_send(order).is_ok()
     }
 }
 
@@ -174,6 +180,7 @@ impl Teller {
         loop {
             // Before the rings: what came before the wish to stop, or before the last shard had changed over, is still written.
             self.take_orders();
+            let (settled, ending) = (self.settled, self.ending);
             let busiest = self.take_records();
             let asked = self.reopen.swap(false, Relaxed);
             for writer in self.editions.iter().filter_map(|live| live.writer.as_ref()) {
@@ -181,13 +188,13 @@ impl Teller {
                 writer.flush();
                 writer.look(asked);
             }
-            if self.ending {
-                // The last one at once, and those that only now have nothing more to get.
+            if ending {
+                // Editions share them; each ends with the last that has it.
                 let exporters: Vec<_> = self.editions.drain(..).filter_map(|live| live.exporter).collect();
                 exporters.into_iter().filter_map(Rc::into_inner).for_each(|exporter| exporter.into_inner().finish());
                 return;
             }
-            self.editions.retain(|live| live.number >= self.settled);
+            self.editions.retain(|live| live.number >= settled);
             self.wait(busiest);
         }
     }

@@ -62,6 +62,8 @@ pub(super) enum ReloadError {
     /// There is no way back.
     #[error("it is in force, but shards {0:?} have not changed over yet")]
     Late(Vec<usize>),
+    #[error("the access log hangs in its file or its pipe, and takes no orders")]
+    LogHangs,
     #[error("the gateway is draining")]
     Draining,
 }
@@ -144,13 +146,15 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     let deadline = Instant::now() + ANSWER_WITHIN;
     let id = state.next_id();
     dispatch::all(state, id, deadline, || Command::Prepare { id, plan: plan.clone() }).await?;
+    // The log's thread knows the edition before a shard can tell anything by it.
+    if let (Some(log), Some(edition)) = (&state.access_log, edition)
+        && !log.follow(edition)
+    {
+        return Err(ReloadError::LogHangs);
+    }
     // From here on there is no way back: a shard that is late changes over as soon as it takes its mail.
     // What is said of servers by their old numbers must not come after the new ones.
     state.servers().stop();
-    // The log's thread knows the edition before a shard can tell anything by it.
-    if let (Some(log), Some(edition)) = (&state.access_log, edition) {
-        log.follow(edition);
-    }
     let id = state.next_id();
     let changed = dispatch::all(state, id, deadline, || Command::Switch { id, plan: plan.clone() }).await;
     state.config.replace(Arc::clone(&config));

@@ -4,6 +4,7 @@
 use super::core::Shard;
 use super::journal::{Hit, Sender};
 use super::serve::{self, Rest, Told};
+use super::timing;
 use crate::base::outcome::Outcome;
 use crate::cache::admit::{self, LookupMode};
 use crate::cache::directives::RequestDirectives;
@@ -115,18 +116,13 @@ struct Answer {
 }
 
 /// Appends the answer to a request if the cache has a fresh one.
-fn try_hit(
-    shard: &Shard,
-    head: &RequestHead,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-    now_mono_ms: u64,
-) -> Option<Answer> {
+fn try_hit(shard: &Shard, head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>, now_mono_ms: u64) -> Option<Answer> {
     let view = head.view(bytes);
     let target = head.target.of(bytes);
     let common = &*shard.common;
     let route = common.table.find(&head.host, target)?;
-    let cache = common.config.routes[route as usize].cache.as_ref()?;
+    let config = &common.config.routes[route as usize];
+    let cache = config.cache.as_ref()?;
     if !matches!(admit::lookup_mode(head, view, Some(cache)), LookupMode::Cache) {
         return None;
     }
@@ -141,8 +137,13 @@ fn try_hit(
         return None;
     }
     let keep = head.keep_alive && !shard.draining.get();
-    let told =
-        Told { name: &common.config.server.name, status: b"; hit", close: !keep, keep_alive_10: head.minor == 0 };
+    let told = Told {
+        name: &common.config.server.name,
+        status: b"; hit",
+        close: !keep,
+        keep_alive_10: head.minor == 0,
+        timing: config.server_timing.then_some(timing::HIT),
+    };
     let request = serve::asks_more(view).then_some(view);
     let rest = serve::stored(out, &found, head.method, request, told, now_mono_ms);
     Some(Answer { route, object: found, rest, keep })
