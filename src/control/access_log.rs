@@ -92,7 +92,7 @@ impl AccessLog {
         let (orders, received) = sync_channel(ORDERS_MAX);
         let follower = Follower { orders, reopen: Arc::clone(&reopen) };
         // There is room for the first.
-        let _ = follower.follow(Edition { number: EDITION_FIRST, config, sink, exporter });
+        let _ = follower.order(Order::Follow(Edition { number: EDITION_FIRST, config, sink, exporter }));
         let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
             Teller { orders: received, rings, editions: Vec::new(), settled: EDITION_FIRST, ending: false, reopen }
                 .run();
