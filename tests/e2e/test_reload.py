@@ -1,5 +1,6 @@
 """SIGHUP and `pilotlight reload`: another configuration under load, without a failed request, or the old one and why."""
 
+import contextlib
 import json
 import os
 import signal
@@ -265,35 +266,46 @@ def test_the_access_log_comes_moves_and_goes(origin):
         assert targets(second) == ["/two"]
 
 
+@contextlib.contextmanager
+def hits_going_on(gateway):
+    """Two clients that hit /warm all the time; yields a function for how often they did."""
+    gateway.get("/warm")
+    ending, counts = threading.Event(), [0, 0]
+
+    def ask(who):
+        with gateway.connect() as client:
+            while not ending.is_set():
+                assert is_hit(client.request("GET", "/warm"))
+                counts[who] += 1
+
+    askers = [threading.Thread(target=ask, args=(who,)) for who in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        yield lambda: sum(counts)
+    finally:
+        ending.set()
+        for asker in askers:
+            asker.join()
+
+
 def test_no_line_is_lost_or_torn_when_the_file_changes(origin):
     """Hits go on while the log moves from file to file: each has one line, in the file of its moment."""
     with serve(origin) as gateway:
         good = text(gateway)
-        files = [f"{gateway.dir}/{n}.log" for n in range(5)]
+        files = [f"{gateway.dir}/{n}.log" for n in range(4)]
         gateway.get("/warm")
         write(gateway, good + log_of(files[0]))
         reloaded(gateway)
-        ending, counts = threading.Event(), [0, 0]
-
-        def ask(who):
-            with gateway.connect() as client:
-                while not ending.is_set():
-                    assert is_hit(client.request("GET", "/warm"))
-                    counts[who] += 1
-
-        askers = [threading.Thread(target=ask, args=(who,)) for who in range(2)]
-        for asker in askers:
-            asker.start()
-        for file in files[1:]:
-            # Some hits by this edition.
-            so_far = sum(counts)
-            wait_until(lambda: sum(counts) > so_far + 50, 10, "hits")
-            write(gateway, good + log_of(file))
-            reloaded(gateway)
-        ending.set()
-        for asker in askers:
-            asker.join()
-        wait_until(lambda: sum(len(logged(file)) for file in files) == sum(counts), 5, "a line for each hit")
+        with hits_going_on(gateway) as hits:
+            for file in files[1:]:
+                # Some hits by this edition.
+                so_far = hits()
+                wait_until(lambda: hits() > so_far + 50, 10, "hits")
+                write(gateway, good + log_of(file))
+                reloaded(gateway)
+        # One more than the clients counted: what stored it was a hit, too.
+        wait_until(lambda: sum(len(logged(file)) for file in files) == hits() + 1, 5, "a line for each hit")
         assert all(logged(file) for file in files[:-1])
         assert gateway.metrics().sum("pilotlight_access_log_dropped_total") == 0
         # A shard changes over at one moment, so its lines of one file all come before those of the next.
@@ -301,6 +313,20 @@ def test_no_line_is_lost_or_torn_when_the_file_changes(origin):
             times = [[line["time"] for line in logged(file) if line["shard"] == shard] for file in files]
             ends = [moment for of_file in times if of_file for moment in (min(of_file), max(of_file))]
             assert ends == sorted(ends)
+
+
+def test_a_line_goes_where_its_edition_says(origin):
+    """What was told when everything was logged belongs into the file of then, also when it is written after the change."""
+    with serve(origin) as gateway:
+        good = text(gateway)
+        files = [f"{gateway.dir}/{n}.log" for n in range(6)]
+        with hits_going_on(gateway) as hits:
+            for n, file in enumerate(files):
+                write(gateway, good + log_of(file, sample=1 - n % 2) + 'slow = "1d"\n')
+                reloaded(gateway)
+                so_far = hits()
+                wait_until(lambda: hits() > so_far + 50, 10, "hits")
+        assert [bool(logged(file)) for file in files] == [True, False] * 3
 
 
 def test_a_reload_without_a_change_opens_the_log_anew(origin):

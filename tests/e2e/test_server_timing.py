@@ -8,8 +8,11 @@ from slow_origin import Reply
 
 CONFIG = """
 [server]
+listen = ["127.0.0.1:{port}"]
 shards = 1
 {server}
+[admin]
+listen = "127.0.0.1:{admin}"
 [upstreams.app]
 servers = ["{origin}"]
 max_concurrency = 1
