@@ -199,7 +199,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
             inbox,
             outbox,
             bound,
-            journal,
+            journal: Some(journal),
         };
         spawn(start)?;
     }
