@@ -112,7 +112,7 @@ pub fn log(shard: &Shard, sample: f64) -> Consumer<Record> {
     let log = Log { access: Some(LogTarget::Stderr), sample, ..Log::default() };
     let config = Config { log, ..(*shard.common.config).clone() };
     let (near, far) = RingBuffer::new(RING_RECORDS);
-    assert!(shard.journal.set(Journal::new(&config, 0, 7, near).expect("a log")).is_ok(), "the first");
+    assert!(shard.journal.set(Journal::new(&config, 0, 7, near)).is_ok(), "the first");
     far
 }
 

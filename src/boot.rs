@@ -3,7 +3,6 @@
 mod inherit;
 
 use crate::base::limits;
-use crate::base::record::Record;
 use crate::cache::key;
 use crate::cache::snapshot::Entry;
 use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
@@ -27,7 +26,7 @@ use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
 use crate::shard::warm::{self, Warm};
 use inherit::{Again, Inherited};
-use rtrb::{Producer, RingBuffer};
+use rtrb::RingBuffer;
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -186,8 +185,11 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     });
     let states = states(&common, shards, restored(&common, store.as_deref(), shards))?;
     let (mailboxes, lanes) = mailbox::build(shards)?;
-    let (log, mut journals) = start_log(&config, shards)?;
-    for (id, (((inbox, outbox), state), bound)) in mailboxes.into_iter().zip(states).zip(bound).enumerate() {
+    // Rings that nobody writes into cost no memory, and a reload may want them.
+    let (journals, far): (Vec<_>, Vec<_>) = (0..shards).map(|_| RingBuffer::new(RING_RECORDS)).unzip();
+    let log = AccessLog::start(Arc::clone(&config), far).map_err(BootError::Log)?;
+    let of_shards = mailboxes.into_iter().zip(states).zip(bound).zip(journals);
+    for (id, ((((inbox, outbox), state), bound), journal)) in of_shards.enumerate() {
         let start = Start {
             id,
             count: shards,
@@ -197,7 +199,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
             inbox,
             outbox,
             bound,
-            journal: journals.next(),
+            journal: Some(journal),
         };
         spawn(start)?;
     }
@@ -208,6 +210,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         recorder,
         config,
         snapshot: store,
+        access_log: Some(log.follower()),
         endpoints,
         on_drain: Box::new(|| ()),
         renew: Arc::new(Renewal { load, first: common }),
@@ -217,26 +220,12 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         signals: true,
     };
     let (ended, listen) = control.run()?;
-    if let Some(log) = log {
-        log.finish();
-    }
+    log.finish();
     // What is handed over is another process's.
     if ended != Ended::HandedOver && !kept {
         listener::remove_files(&listen);
     }
     Ok(ended)
-}
-
-/// The log's thread, and the near end of each shard's ring to it; neither when nothing is to be told.
-fn start_log(
-    config: &Arc<Config>,
-    shards: usize,
-) -> Result<(Option<AccessLog>, impl Iterator<Item = Producer<Record>> + use<>), BootError> {
-    let wanted = config.log.access.is_some() || config.tracing.is_some();
-    let rings = (0..if wanted { shards } else { 0 }).map(|_| RingBuffer::new(RING_RECORDS));
-    let (near, far): (Vec<_>, Vec<_>) = rings.unzip();
-    let log = if wanted { Some(AccessLog::start(Arc::clone(config), far).map_err(BootError::Log)?) } else { None };
-    Ok((log, near.into_iter()))
 }
 
 fn spawn(start: Start) -> std::io::Result<()> {

@@ -103,6 +103,8 @@ pub struct Server {
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// The token that stands for us in Via and Cache-Status. Default `pilotlight`.
     pub name: String,
+    /// What routes do that say nothing else about it. Default false.
+    pub server_timing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,6 +245,8 @@ pub struct Route {
     pub cache: Option<RouteCache>,
     /// The path, exactly, is the application's own metrics page; `cache` is then the default, which nothing else of the route uses.
     pub shield: Option<Shield>,
+    /// Answers carry Server-Timing.
+    pub server_timing: bool,
 }
 
 /// How an application's metrics page is kept at hand.

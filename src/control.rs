@@ -77,6 +77,8 @@ pub struct Control {
     pub on_drain: Box<dyn Fn() + Send>,
     /// Where the cache is saved, if it is.
     pub snapshot: Option<Arc<snapshot::Store>>,
+    /// What tells the log's thread of new configurations.
+    pub access_log: Option<access_log::Follower>,
     /// Where new configurations come from.
     pub renew: Arc<dyn Renew>,
     pub successor: Arc<dyn Successor>,
@@ -112,6 +114,7 @@ struct State {
     config: Current<Config>,
     servers: RefCell<Rc<Servers>>,
     renew: Arc<dyn Renew>,
+    access_log: Option<access_log::Follower>,
     successor: Arc<dyn Successor>,
     /// The process that accepts instead of this one.
     successor_pid: Cell<Option<u32>>,
@@ -176,6 +179,7 @@ impl Control {
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
             servers: RefCell::new(Rc::new(Servers::new(self.shards.clone(), self.config.clone(), self.endpoints))),
             renew: self.renew,
+            access_log: self.access_log,
             successor: self.successor,
             successor_pid: Cell::new(None),
             handed_over: Notify::new(),

@@ -26,5 +26,6 @@ pub mod setup;
 pub mod shield;
 pub mod spin;
 pub mod stream;
+pub mod timing;
 pub mod tunnel;
 pub mod upstream;

@@ -34,10 +34,11 @@
 //! what shards publish and never needs one of them to be well: `/metrics`, `/healthz` and `/status` answer while every shard
 //! stands still. It is the main thread, on an ordinary runtime (tokio, hyper), pinned nowhere.
 //!
-//! The **log thread** runs when there is an access log or tracing. Shards put a record of a fixed size for each request that is to be
+//! The **log thread** sleeps while there is neither an access log nor tracing. Shards put a record of a fixed size for each request that is to be
 //! told of into a ring of their own ([`io::journal`]), and drop it when the ring is full; the thread looks at the rings a few times a second,
 //! writes lines ([`control::access_log`]) and hands spans to a thread that speaks to their collector ([`control::trace`]). Each may hang
-//! without delaying anybody else.
+//! without delaying anybody else. A reload may change all of it: a record names the edition of the configuration that it was told by, and the
+//! thread keeps an edition until every shard has left it and what it told is written.
 //!
 //! # Layers
 //!

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use crate::base::exemplar::{Exemplar, RouteExemplars};
+use crate::base::exemplar::{Exemplar, ExemplarTable};
 use crate::base::outcome::{FetchKind, Outcome};
 
 /// How a request to an upstream ended; the value of the metric label `result`.
@@ -225,7 +225,7 @@ pub struct Telemetry {
     routes: Vec<RouteMetrics>,
     upstreams: Vec<UpstreamMetrics>,
     shard: ShardMetrics,
-    exemplars: Arc<[RouteExemplars]>,
+    exemplars: Arc<ExemplarTable>,
 }
 
 impl Telemetry {
@@ -237,7 +237,7 @@ impl Telemetry {
             routes: route_names.iter().map(|name| RouteMetrics::register(name)).collect(),
             upstreams: upstream_names.iter().map(|name| UpstreamMetrics::register(name)).collect(),
             shard: ShardMetrics::register(shard),
-            exemplars: route_names.iter().map(|_| RouteExemplars::default()).collect(),
+            exemplars: Arc::default(),
         }
     }
 
@@ -303,12 +303,10 @@ impl Telemetry {
     #[inline]
     pub fn request_traced(&self, route: usize, outcome: Outcome, duration: Duration, trace_id: u128, unix_ms: u64) {
         let value_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(route) = self.exemplars.get(route) {
-            route[outcome as usize].leave(Exemplar { trace_id, value_ns, unix_ms });
-        }
+        self.exemplars.leave(route, outcome, Exemplar { trace_id, value_ns, unix_ms });
     }
 
-    /// Leaves exemplars where the handles before did, which is where they are read; routes that came later leave none.
+    /// Leaves exemplars where the handles before did, which is where they are read.
     #[must_use]
     pub fn with_exemplars_of(mut self, before: &Self) -> Self {
         self.exemplars = before.exemplars();
@@ -317,7 +315,7 @@ impl Telemetry {
 
     /// By route: what `request_traced` leaves behind for whoever shows it.
     #[must_use]
-    pub fn exemplars(&self) -> Arc<[RouteExemplars]> {
+    pub fn exemplars(&self) -> Arc<ExemplarTable> {
         Arc::clone(&self.exemplars)
     }
 

@@ -90,7 +90,7 @@ fn reference(view: FieldsView<'_>, len: u128) -> RangeSelection {
 /// What goes to the client, read as the client would.
 fn sent(stored: &Rc<Arc<Object>>, method: Method, asked: FieldsView<'_>) {
     use monoio::buf::IoBuf;
-    let told = Told { name: "p", status: b"; hit", close: false, keep_alive_10: false };
+    let told = Told { name: "p", status: b"; hit", close: false, keep_alive_10: false, timing: None };
     let mut out = Vec::new();
     let rest = serve::stored(&mut out, stored, method, Some(asked), told, NOW.mono_ms);
     let mut head = ResponseHead::new();

@@ -84,6 +84,7 @@ fn passed_on(data: &[u8], method: Method, head: &ResponseHead, choice: u8) {
             buf: data,
             name: "p",
             cache_status: if choice & 16 != 0 { b"p; hit" } else { b"" },
+            server_timing: b"",
             age,
             date: DATE,
             body: head.body,

@@ -1,6 +1,7 @@
 //! The trace of a recent request for each order of magnitude of a latency: written by one thread without locks or read-modify-write,
 //! read by any.
 
+use super::limits::NAMES_MAX;
 use super::outcome::Outcome;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -20,6 +21,37 @@ const FIRST_POWER: u32 = 12;
 
 /// A route's, by `Outcome as usize`.
 pub type RouteExemplars = [Exemplars; Outcome::ALL.len()];
+
+/// Routes whose exemplars are made together, by the first traced request of one of them.
+const PAGE_ROUTES: usize = 64;
+type Page = [RouteExemplars; PAGE_ROUTES];
+
+/// All routes', those included that reloads bring: so readers never need another table.
+#[derive(Debug)]
+pub struct ExemplarTable {
+    pages: Box<[OnceLock<Box<Page>>]>,
+}
+
+impl Default for ExemplarTable {
+    fn default() -> Self {
+        Self { pages: std::iter::repeat_with(OnceLock::new).take(NAMES_MAX.div_ceil(PAGE_ROUTES)).collect() }
+    }
+}
+
+impl ExemplarTable {
+    /// By the owning thread only, see [`Exemplars::leave`].
+    pub fn leave(&self, route: usize, outcome: Outcome, exemplar: Exemplar) {
+        let Some(page) = self.pages.get(route / PAGE_ROUTES) else { return };
+        let page = page.get_or_init(|| Box::new(std::array::from_fn(|_| RouteExemplars::default())));
+        page[route % PAGE_ROUTES][outcome as usize].leave(exemplar);
+    }
+
+    /// What a route has; `None`: no request of it was traced.
+    #[must_use]
+    pub fn get(&self, route: usize) -> Option<&RouteExemplars> {
+        Some(&self.pages.get(route / PAGE_ROUTES)?.get()?[route % PAGE_ROUTES])
+    }
+}
 
 /// The last traced request of each group. Allocated by the first: most combinations of route and outcome never see one.
 #[derive(Debug, Default)]
@@ -89,6 +121,20 @@ mod tests {
         }
         let kept: Vec<_> = exemplars.read().collect();
         assert_eq!(kept, [of(1, 0), of(3, 60_000), of(u128::MAX, 1_000_000), of(4, u64::MAX)]);
+    }
+
+    #[test]
+    fn routes_that_come_later_have_theirs() {
+        let table = ExemplarTable::default();
+        for route in [0, PAGE_ROUTES, NAMES_MAX - 1] {
+            assert!(table.get(route).is_none(), "{route}");
+            table.leave(route, Outcome::Miss, Exemplar { trace_id: route as u128 + 1, value_ns: 1, unix_ms: 1 });
+            let of_route = table.get(route).unwrap();
+            assert_eq!(of_route[Outcome::Miss as usize].read().next().unwrap().trace_id, route as u128 + 1);
+            assert_eq!(of_route[Outcome::Hit as usize].read().count(), 0);
+        }
+        table.leave(usize::MAX, Outcome::Miss, Exemplar { trace_id: 1, value_ns: 1, unix_ms: 1 });
+        assert!(table.get(usize::MAX).is_none());
     }
 
     #[test]

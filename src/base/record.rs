@@ -12,9 +12,14 @@ const METHOD_BYTES_MAX: usize = 18;
 /// Longest host kept; what is left is for the target.
 const HOST_BYTES_MAX: usize = 80;
 
+/// The edition of the configuration that a process starts with.
+pub const EDITION_FIRST: u64 = 1;
+
 /// A request that has been answered, or a fetch that no client waited for.
 #[derive(Debug, Clone, Copy)]
 pub struct Record {
+    /// Of the configuration by which it is told; one more with each reload.
+    pub edition: u64,
     /// Nanoseconds since the epoch of Unix.
     pub start_unix_ns: u64,
     pub duration_ns: u64,
@@ -67,6 +72,11 @@ pub struct Span {
     pub parent_id: Option<[u8; 8]>,
     /// To be exported.
     pub sampled: bool,
+}
+
+impl Span {
+    /// In no trace.
+    pub const EMPTY: Self = Self { trace_id: [0; 16], id: [0; 8], parent_id: None, sampled: false };
 }
 
 /// Method, host and target, one behind the other.
@@ -131,6 +141,7 @@ impl Text {
 impl Record {
     /// Nothing is known yet.
     pub const EMPTY: Self = Self {
+        edition: EDITION_FIRST,
         start_unix_ns: 0,
         duration_ns: 0,
         sent_bytes: 0,

@@ -33,6 +33,13 @@ pub fn url_part(key: &[u8]) -> &[u8] {
     &key[..memchr::memchr(0, key).unwrap_or(key.len())]
 }
 
+/// The host and the target of a key, apart.
+#[must_use]
+pub fn host_and_target(key: &[u8]) -> (&[u8], &[u8]) {
+    let url = url_part(key);
+    url.split_at(memchr::memchr(b'/', url).unwrap_or(url.len()))
+}
+
 /// Whether a URL part begins so: host and the start of a target, or, with a `/` first, the start of a path on every host.
 #[must_use]
 pub fn begins_with(url: &[u8], prefix: &[u8]) -> bool {

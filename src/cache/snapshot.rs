@@ -265,8 +265,7 @@ impl Entry<'_> {
     /// The host and the target of the key.
     #[must_use]
     pub fn host_and_target(&self) -> (&[u8], &[u8]) {
-        let url = key::url_part(self.key);
-        url.split_at(memchr::memchr(b'/', url).unwrap_or(url.len()))
+        key::host_and_target(self.key)
     }
 
     /// The object as it is now; `None` when it could neither be served any more nor validated.

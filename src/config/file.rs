@@ -42,6 +42,7 @@ pub struct Server {
     pub max_request_body: Option<Size>,
     pub trusted_proxies: Option<Vec<Spanned<String>>>,
     pub name: Option<Spanned<String>>,
+    pub server_timing: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -127,6 +128,7 @@ pub struct Route {
     pub max_concurrency: Option<NonZeroU32>,
     pub cache: Option<CacheSwitch>,
     pub shield: Option<Spanned<Shield>>,
+    pub server_timing: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -73,8 +73,10 @@ fn resolve(source: Source<'_>, flags: &Overrides, around: &Surroundings<'_>) -> 
     for (name, upstream) in &from_file {
         upstreams.push(upstream_of(source, name, upstream, &own)?);
     }
-    let routes = routes::resolve(source, &file.routes, &upstreams)?;
-    let (upstreams, routes) = complete(source, upstreams, routes, flags, &own)?;
+    let routes = routes::resolve(source, &file.routes, &upstreams, server.server_timing)?;
+    let written = routes.len();
+    let (upstreams, mut routes) = complete(source, upstreams, routes, flags, &own)?;
+    routes[written..].iter_mut().for_each(|route| route.server_timing = server.server_timing);
     let warm = warm::resolve(source, &file.warm, &routes, &upstreams, around.env)?;
     let (log, tracing) = (log::log(source, &file.log)?, log::tracing(source, file.tracing.as_ref())?);
     let admin_hosts = admin_hosts(source, &file.admin.hosts)?;
@@ -183,6 +185,7 @@ fn server(
         max_request_body: file.max_request_body.map_or(u64::MAX, |size| size.0),
         trusted_proxies: trusted(source, file.trusted_proxies.as_deref())?,
         name,
+        server_timing: file.server_timing.unwrap_or(false),
     })
 }
 

@@ -46,8 +46,6 @@ fn fixed(old: &Config, new: &Config) -> Option<&'static str> {
         ("admin.listen", old.admin == new.admin),
         ("cache.snapshot", old.cache.snapshot == new.cache.snapshot),
         ("cache.snapshot_interval", old.cache.snapshot_interval == new.cache.snapshot_interval),
-        ("[log]", old.log == new.log),
-        ("[tracing]", old.tracing == new.tracing),
         ("cache.memory", old.cache.memory == new.cache.memory),
     ];
     keys.into_iter().find(|(_, same)| !same).map(|(key, _)| key)
@@ -126,6 +124,13 @@ mod tests {
         let merged = merge(&config(BEFORE), config(&off), 100).unwrap();
         assert!(merged.routes[1].cache.is_some() && merged.routes[2].cache.is_none());
         assert_eq!(merged.retired.routes, [1].into());
+    }
+
+    #[test]
+    fn log_and_tracing_follow() {
+        let more = "\n[log]\naccess = \"stderr\"\nsample = 1\n[tracing]\nservice = \"s\"\n";
+        let merged = merge(&config(BEFORE), config(&format!("{BEFORE}{more}")), 100).unwrap();
+        assert!(merged.log.access.is_some() && merged.tracing.is_some());
     }
 
     #[test]

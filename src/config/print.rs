@@ -104,6 +104,7 @@ fn server(out: &mut Text, server: &Server) {
     }
     out.list("trusted_proxies", server.trusted_proxies.iter().map(ToString::to_string));
     out.text("name", &server.name);
+    out.raw("server_timing", server.server_timing);
 }
 
 fn upstream(out: &mut Text, upstream: &Upstream) {
@@ -172,6 +173,7 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
     if let Some(most) = route.max_concurrency {
         out.raw("max_concurrency", most);
     }
+    out.raw("server_timing", route.server_timing);
     match (&route.shield, &route.cache) {
         (Some(shield), _) => {
             let _ = writeln!(out.0, "[routes.shield]");

@@ -19,14 +19,24 @@ const REFRESH_AHEAD_DEFAULT: f64 = 0.8;
 const SHIELD_INTERVAL_DEFAULT: Duration = Duration::from_secs(15);
 
 /// The routes in the order of the file.
-pub fn resolve(source: Source<'_>, file: &[file::Route], upstreams: &[Upstream]) -> Result<Vec<Route>, ConfigError> {
+///
+/// `server_timing` is what holds for those that say nothing about it.
+pub fn resolve(
+    source: Source<'_>,
+    file: &[file::Route],
+    upstreams: &[Upstream],
+    server_timing: bool,
+) -> Result<Vec<Route>, ConfigError> {
     let mut routes: Vec<Route> = Vec::new();
     let (mut seen, mut names) = (HashMap::new(), HashMap::new());
     for (number, written) in file.iter().enumerate() {
         if number == ROUTES_MAX {
             return Err(source.at(written.path.span(), format!("more than the {ROUTES_MAX} routes that are allowed")));
         }
-        let route = route(source, written, upstreams)?;
+        let route = Route {
+            server_timing: written.server_timing.unwrap_or(server_timing),
+            ..route(source, written, upstreams)?
+        };
         if let Some(earlier) = seen.insert((route.host.clone(), route.path.clone()), number) {
             let host = route.host.as_deref().unwrap_or("any host");
             let message =
@@ -55,6 +65,7 @@ pub fn everything(upstream: usize) -> Route {
         max_concurrency: None,
         cache,
         shield: None,
+        server_timing: false,
     }
 }
 
@@ -99,7 +110,7 @@ fn route(source: Source<'_>, file: &file::Route, upstreams: &[Upstream]) -> Resu
         None => None,
     };
     let max_concurrency = file.max_concurrency.map(NonZeroU32::get);
-    Ok(Route { name, host, path, upstream, max_concurrency, cache, shield })
+    Ok(Route { name, host, path, upstream, max_concurrency, cache, shield, ..everything(upstream) })
 }
 
 fn shield(

@@ -83,6 +83,7 @@ max_connections = 7
 max_request_body = "10MB"
 trusted_proxies = []
 name = "edge-1"
+server_timing = true
 [admin]
 listen = "unix:/run/p/admin.sock"
 hosts = ["GW.internal", "gw"]
@@ -116,6 +117,7 @@ host = "API.example.com.:80"
 path = "/a"
 upstream = "a"
 max_concurrency = 2
+server_timing = false
 [routes.cache]
 ttl = "10s"
 override = true
@@ -527,4 +529,22 @@ fn a_shield_asks_as_a_scraper_would() {
     ] {
         assert!(error(route).contains(expected), "{route}: {}", error(route));
     }
+}
+
+#[test]
+fn server_timing_is_the_servers_unless_the_route_says_otherwise() {
+    let routes =
+        "[[routes]]\npath = \"/\"\nupstream = \"a\"\n[[routes]]\npath = \"/b\"\nupstream = \"a\"\nserver_timing = ";
+    for (server, of_route, expected) in
+        [("", "true", [false, true]), ("server.server_timing = true\n", "false", [true, false])]
+    {
+        let text = format!("{server}upstreams.a.servers = [\"127.0.0.1:1\"]\n{routes}{of_route}\n");
+        let config = load::parse("p.toml", &text, &Overrides::default()).unwrap();
+        assert_eq!([0, 1].map(|route: usize| config.routes[route].server_timing), expected);
+    }
+    let text = "server.server_timing = true\nupstreams.a.servers = [\"127.0.0.1:1\"]\n";
+    assert!(
+        load::parse("p.toml", text, &Overrides::default()).unwrap().routes[0].server_timing,
+        "the route that goes without saying"
+    );
 }

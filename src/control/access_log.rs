@@ -2,14 +2,20 @@
 //!
 //! One thread does it, so that neither a shard nor the control thread ever waits for a disk. Between the two is a bounded ring for each
 //! shard: when this thread is stuck, the shards count what they drop and go on. Nobody is woken for a line: the rings are looked at
-//! a few times a second, more often while there is something in them.
+//! a few times a second, more often while there is something in them, and not at all while nothing is to be told.
+//!
+//! Must hold across reloads: a record is written by the edition of the configuration that its shard told it by, so each line is in the file
+//! that was configured when its request ended; and no edition goes before all that was told by it is written.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -18,7 +24,7 @@ use rtrb::Consumer;
 use serde::Serialize;
 
 use super::trace::Exporter;
-use crate::base::record::Record;
+use crate::base::record::{EDITION_FIRST, Record};
 use crate::config::{Config, LogTarget};
 
 /// Records that wait for this thread, for each shard: a third of a second at 50 000 requests a second.
@@ -32,10 +38,45 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the end of the program waits for the last lines.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
+/// Orders that wait for the thread. It takes them many times a second, so a reload that finds no room finds a thread that hangs.
+const ORDERS_MAX: usize = 16;
+
 /// The running thread.
 pub struct AccessLog {
-    stop: Arc<AtomicBool>,
+    follower: Follower,
     thread: JoinHandle<()>,
+}
+
+/// Tells the thread of new configurations.
+#[derive(Clone)]
+pub struct Follower {
+    orders: SyncSender<Order>,
+    reopen: Arc<AtomicBool>,
+}
+
+/// What the thread is told, in the order in which it was sent.
+enum Order {
+    /// From now on there may be records of this edition.
+    Follow(Edition),
+    /// There will be none of an earlier one.
+    Settle(u64),
+    /// Write what is there, and end.
+    End,
+}
+
+/// A configuration that the shards are about to change over to, as far as this thread is concerned.
+pub struct Edition {
+    number: u64,
+    config: Arc<Config>,
+    sink: Next<Sink>,
+    exporter: Next<Exporter>,
+}
+
+/// What becomes of a file or a collector with a new edition.
+enum Next<T> {
+    /// The one before goes on.
+    Same,
+    Other(Option<T>),
 }
 
 impl AccessLog {
@@ -44,23 +85,30 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened, or the system has no thread to give.
     pub fn start(config: Arc<Config>, rings: Vec<Consumer<Record>>) -> io::Result<Self> {
-        let sink = config.log.access.as_ref().map(Sink::open).transpose()?;
+        let sink = Next::Other(config.log.access.as_ref().map(Sink::open).transpose()?);
         let reopen = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&reopen))?;
-        let exporter = Exporter::start(&config)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let exporter = Next::Other(Exporter::start(&config)?);
+        let (orders, received) = sync_channel(ORDERS_MAX);
+        let follower = Follower { orders, reopen: Arc::clone(&reopen) };
+        // There is room for the first.
+        let _ = follower.order(Order::Follow(Edition { number: EDITION_FIRST, config, sink, exporter }));
         let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
-            // The counters belong to the thread that registers them.
-            let writer = sink.map(|sink| Writer::new(sink, reopen));
-            run(&config, rings, writer, exporter, &stopped);
+            Teller { orders: received, rings, editions: Vec::new(), settled: EDITION_FIRST, ending: false, reopen }
+                .run();
         })?;
-        Ok(Self { stop, thread })
+        Ok(Self { follower, thread })
+    }
+
+    /// The way to tell it of new configurations.
+    #[must_use]
+    pub fn follower(&self) -> Follower {
+        self.follower.clone()
     }
 
     /// Writes what is left and ends, if the disk lets it.
     pub fn finish(self) {
-        self.stop.store(true, Relaxed);
+        let _ = self.follower.order(Order::End);
         let by = Instant::now() + END_WITHIN;
         while !self.thread.is_finished() && Instant::now() < by {
             thread::sleep(Duration::from_millis(5));
@@ -68,46 +116,163 @@ impl AccessLog {
     }
 }
 
-fn run(
-    config: &Config,
-    mut rings: Vec<Consumer<Record>>,
-    mut writer: Option<Writer>,
-    mut exporter: Option<Exporter>,
-    stop: &AtomicBool,
-) {
-    exporter.iter_mut().for_each(Exporter::count);
-    loop {
-        // Looked at before the rings: what came before the wish to stop is still written.
-        let last = stop.load(Relaxed);
+impl Follower {
+    /// Gets ready for a new configuration; nothing changes yet. Opening a file may wait for its disk.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or the system has no thread to give.
+    pub fn prepare(&self, old: &Config, new: &Arc<Config>, number: u64) -> io::Result<Edition> {
+        let sink = match &new.log.access {
+            same if *same == old.log.access => Next::Same,
+            other => Next::Other(other.as_ref().map(Sink::open).transpose()?),
+        };
+        let exporter = if Exporter::is_same(old, new) { Next::Same } else { Next::Other(Exporter::start(new)?) };
+        Ok(Edition { number, config: Arc::clone(new), sink, exporter })
+    }
+
+    /// Before the first shard changes over to it; false when the thread hangs. The file that stays is opened anew, as by SIGUSR1.
+    #[must_use]
+    pub fn follow(&self, edition: Edition) -> bool {
+        self.reopen();
+        self.order(Order::Follow(edition))
+    }
+
+    /// When every shard has changed over to edition `number`.
+    pub fn settle(&self, number: u64) {
+        // Without it the edition before is kept until the next one is settled.
+        let _ = self.order(Order::Settle(number));
+    }
+
+    /// Has the file opened anew.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Relaxed);
+    }
+
+    /// Never waits.
+    fn order(&self, order: Order) -> bool {
+        self.orders.try_send(order).is_ok()
+    }
+}
+
+/// An edition that records may belong to. What stays the same from one to the next they share.
+struct Live {
+    number: u64,
+    config: Arc<Config>,
+    writer: Option<Rc<RefCell<Writer>>>,
+    exporter: Option<Rc<RefCell<Exporter>>>,
+}
+
+/// The thread.
+struct Teller {
+    orders: Receiver<Order>,
+    /// By shard.
+    rings: Vec<Consumer<Record>>,
+    /// Ascending by number. The last one goes on; more than one only while the shards change over.
+    editions: Vec<Live>,
+    /// Nothing will be told by earlier ones.
+    settled: u64,
+    ending: bool,
+    reopen: Arc<AtomicBool>,
+}
+
+impl Teller {
+    fn run(mut self) {
+        loop {
+            // Before the rings: what came before the wish to stop, or before the last shard had changed over, is still written.
+            self.take_orders();
+            let (settled, ending) = (self.settled, self.ending);
+            let busiest = self.take_records();
+            let asked = self.reopen.swap(false, Relaxed);
+            for writer in self.editions.iter().filter_map(|live| live.writer.as_ref()) {
+                let mut writer = writer.borrow_mut();
+                writer.flush();
+                writer.look(asked);
+            }
+            if ending {
+                // Editions share them; each ends with the last that has it.
+                let exporters: Vec<_> = self.editions.drain(..).filter_map(|live| live.exporter).collect();
+                exporters.into_iter().filter_map(Rc::into_inner).for_each(|exporter| exporter.into_inner().finish());
+                return;
+            }
+            self.editions.retain(|live| live.number >= settled);
+            self.wait(busiest);
+        }
+    }
+
+    fn wait(&mut self, busiest: usize) {
+        let tells = self.editions.iter().any(|live| live.writer.is_some() || live.exporter.is_some());
+        // Half full would be too late: so the next look comes before the rings can be a quarter full.
+        let pause = if busiest > RING_RECORDS / 8 { IDLE / 10 } else { IDLE };
+        let order = match tells {
+            true => self.orders.recv_timeout(pause),
+            false => self.orders.recv().map_err(RecvTimeoutError::from),
+        };
+        match order {
+            Ok(order) => self.carry_out(order),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Whoever could say so is gone.
+            Err(RecvTimeoutError::Disconnected) => self.ending = true,
+        }
+    }
+
+    fn take_orders(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            self.carry_out(order);
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Follow(Edition { number, config, sink, exporter }) => {
+                let before = self.editions.last();
+                // Counters belong to the thread that registers them: this one.
+                let writer = match sink {
+                    Next::Same => before.and_then(|live| live.writer.clone()),
+                    Next::Other(sink) => sink.map(|sink| Rc::new(RefCell::new(Writer::new(sink)))),
+                };
+                let exporter = match exporter {
+                    Next::Same => before.and_then(|live| live.exporter.clone()),
+                    Next::Other(exporter) => exporter.map(|mut exporter| {
+                        exporter.count();
+                        Rc::new(RefCell::new(exporter))
+                    }),
+                };
+                self.editions.push(Live { number, config, writer, exporter });
+            }
+            Order::Settle(number) => self.settled = number,
+            Order::End => self.ending = true,
+        }
+    }
+
+    /// Takes what is in the rings; returns how much was in the fullest.
+    fn take_records(&mut self) -> usize {
         let mut busiest = 0;
-        for (shard, ring) in rings.iter_mut().enumerate() {
-            let waiting = ring.slots();
+        for shard in 0..self.rings.len() {
+            let waiting = self.rings[shard].slots();
             busiest = busiest.max(waiting);
             // As many as there were: a shard that goes on writing must not keep the others waiting.
             for _ in 0..waiting {
-                let Ok(record) = ring.pop() else { break };
-                if let Some(writer) = writer.as_mut().filter(|_| record.logged) {
-                    writer.line(config, shard, &record);
+                let Ok(record) = self.rings[shard].pop() else { break };
+                if self.editions.last().is_none_or(|live| live.number < record.edition) {
+                    // The order came before the record, but after the last look at the orders.
+                    self.take_orders();
                 }
-                if let Some(exporter) = &mut exporter
-                    && record.trace.is_some_and(|trace| trace.sampled)
-                {
-                    exporter.record(config, shard, &record);
-                }
+                self.tell(shard, &record);
             }
         }
-        if let Some(writer) = &mut writer {
-            writer.flush();
-            writer.look();
+        busiest
+    }
+
+    fn tell(&self, shard: usize, record: &Record) {
+        // One of a shard that was late may be older than all.
+        let own = self.editions.iter().rev().find(|live| live.number <= record.edition);
+        let Some(Live { config, writer, exporter, .. }) = own.or(self.editions.first()) else { return };
+        if let Some(writer) = writer.as_ref().filter(|_| record.logged) {
+            writer.borrow_mut().line(config, shard, record);
         }
-        if last {
-            if let Some(exporter) = exporter {
-                exporter.finish();
-            }
-            return;
+        if let Some(exporter) = exporter.as_ref().filter(|_| record.trace.is_some_and(|trace| trace.sampled)) {
+            exporter.borrow_mut().record(config, shard, record);
         }
-        // Half full would be too late: so the next look comes before the rings can be a quarter full.
-        thread::sleep(if busiest > RING_RECORDS / 8 { IDLE / 10 } else { IDLE });
     }
 }
 
@@ -143,7 +308,6 @@ fn open(path: &PathBuf) -> io::Result<File> {
 /// Gathers lines and writes them; what cannot be written is counted and forgotten.
 struct Writer {
     sink: Sink,
-    reopen: Arc<AtomicBool>,
     looked: Instant,
     lines: Vec<u8>,
     /// Lines in `lines`.
@@ -158,12 +322,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(sink: Sink, reopen: Arc<AtomicBool>) -> Self {
+    fn new(sink: Sink) -> Self {
         describe_counter!("pilotlight_access_log_lines_total", "Lines written to the access log.");
         describe_counter!("pilotlight_access_log_failed_total", "Lines that could not be written, as on a full disk.");
         Self {
             sink,
-            reopen,
             looked: Instant::now(),
             lines: Vec::with_capacity(2 * WRITE_BYTES),
             count: 0,
@@ -232,8 +395,7 @@ impl Writer {
     }
 
     /// Opens the file anew when somebody asked for it, or moved it away.
-    fn look(&mut self) {
-        let asked = self.reopen.swap(false, Relaxed);
+    fn look(&mut self, asked: bool) {
         let Sink::File(path, file) = &mut self.sink else { return };
         if !asked && self.looked.elapsed() < LOOK_EVERY {
             return;

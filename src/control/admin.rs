@@ -184,7 +184,9 @@ async fn reload(state: &State) -> Reply {
         Err(why) => {
             let (code, label) = match &why {
                 ReloadError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "configuration_rejected"),
-                ReloadError::Busy | ReloadError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+                ReloadError::Busy | ReloadError::LogHangs | ReloadError::Draining => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "busy")
+                }
                 ReloadError::Unanswered(_) | ReloadError::Late(_) => (StatusCode::GATEWAY_TIMEOUT, "shards_unanswered"),
             };
             error(code, label, &why.to_string())

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::cache::object::Object;
 
-use crate::base::exemplar::RouteExemplars;
+use crate::base::exemplar::ExemplarTable;
 
 /// One shard's numbers. The shard stores them (relaxed), control loads them; aligned so that shards do not share cache lines.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub struct ShardShared {
     /// The thread that it runs on, as the kernel numbers it; 0: not yet.
     pub thread: AtomicI32,
     /// By route, once the shard has registered its metrics.
-    pub exemplars: OnceLock<Arc<[RouteExemplars]>>,
+    pub exemplars: OnceLock<Arc<ExemplarTable>>,
     pub connections: AtomicU64,
     /// Requests in progress.
     pub inflight: AtomicU64,

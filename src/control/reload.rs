@@ -7,6 +7,7 @@ use std::sync::Arc;
 use metrics::{counter, describe_counter, with_local_recorder};
 use tokio::time::Instant;
 
+use super::access_log::Follower;
 use super::dispatch::{self, ANSWER_WITHIN, DispatchError};
 use super::link::{Command, Plan};
 use super::servers::{self, Servers};
@@ -61,6 +62,8 @@ pub(super) enum ReloadError {
     /// There is no way back.
     #[error("it is in force, but shards {0:?} have not changed over yet")]
     Late(Vec<usize>),
+    #[error("the access log hangs in its file or its pipe, and takes no orders")]
+    LogHangs,
     #[error("the gateway is draining")]
     Draining,
 }
@@ -118,7 +121,7 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
         return Err(ReloadError::Draining);
     }
     let generation = state.generation.get();
-    let renew = Arc::clone(&state.renew);
+    let (renew, follower) = (Arc::clone(&state.renew), state.access_log.clone());
     let (old, known) = (Arc::new(Config::clone(&state.config)), state.servers().endpoints());
     let planned = waited(move || {
         let new = renew.load()?;
@@ -130,15 +133,25 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
             return Err(format!("more than {RELOADS_MAX} reloads since the start: `pilotlight upgrade` starts anew"));
         }
         let new = Arc::new(new);
-        Ok(Some((renew.plan(&old, &new, &known)?, new)))
+        let edition = follower.map(|log| log.prepare(&old, &new, generation + 1)).transpose();
+        let edition = edition.map_err(|error| format!("cannot write the access log or spans: {error}"))?;
+        Ok(Some((renew.plan(&old, &new, &known)?, new, edition)))
     });
-    let Some((Planned { plan, endpoints }, config)) = planned.await.map_err(ReloadError::Rejected)? else {
+    let Some((Planned { plan, endpoints }, config, edition)) = planned.await.map_err(ReloadError::Rejected)? else {
+        // Who has moved the file away may say so by a reload, too.
+        state.access_log.iter().for_each(Follower::reopen);
         return Ok(Reloaded::Unchanged { generation });
     };
     // The deadline is that of the shards; a name may have taken longer to look up.
     let deadline = Instant::now() + ANSWER_WITHIN;
     let id = state.next_id();
     dispatch::all(state, id, deadline, || Command::Prepare { id, plan: plan.clone() }).await?;
+    // The log's thread knows the edition before a shard can tell anything by it.
+    if let (Some(log), Some(edition)) = (&state.access_log, edition)
+        && !log.follow(edition)
+    {
+        return Err(ReloadError::LogHangs);
+    }
     // From here on there is no way back: a shard that is late changes over as soon as it takes its mail.
     // What is said of servers by their old numbers must not come after the new ones.
     state.servers().stop();
@@ -151,6 +164,7 @@ async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     if let Err(DispatchError::Unanswered(shards)) = changed {
         return Err(ReloadError::Late(shards));
     }
+    state.access_log.iter().for_each(|log| log.settle(generation + 1));
     Ok(Reloaded::Applied { generation: generation + 1 })
 }
 

@@ -70,6 +70,15 @@ impl Exporter {
         Ok(Some(Self { queue, thread, dropped: Counter::noop() }))
     }
 
+    /// Whether spans go on to the same collector, under the same name.
+    pub(super) fn is_same(old: &Config, new: &Config) -> bool {
+        let goal = |config: &Config| {
+            let tracing = config.tracing.clone()?;
+            Some((tracing.endpoint?, tracing.service))
+        };
+        goal(old) == goal(new)
+    }
+
     /// Registers what this end counts, with the thread that calls it.
     pub(super) fn count(&mut self) {
         describe();

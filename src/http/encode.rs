@@ -67,6 +67,8 @@ pub struct Respond<'a> {
     pub name: &'a str,
     /// A complete member of Cache-Status; none if empty.
     pub cache_status: &'a [u8],
+    /// A value for Server-Timing, beside what the upstream said; none if empty.
+    pub server_timing: &'a [u8],
     /// Seconds; `None` keeps what the upstream said.
     pub age: Option<u64>,
     /// An IMF-fixdate, used only if the upstream sent no Date.
@@ -135,6 +137,9 @@ pub fn response(out: &mut Vec<u8>, r: &Respond<'_>) {
     // RFC 9211 §2: each cache appends its member after those of the caches behind it.
     if !r.cache_status.is_empty() {
         field(out, b"Cache-Status", r.cache_status);
+    }
+    if !r.server_timing.is_empty() {
+        field(out, b"Server-Timing", r.server_timing);
     }
     via(out, r.head.minor, r.name);
     response_framing(out, r);

@@ -82,7 +82,7 @@ pub struct Shard {
     pub telemetry: Current<Telemetry>,
     /// What the scrape shields ask for, by route.
     pub shields: Current<HashMap<u16, Arc<Query>>>,
-    /// Set before anything is served, or never.
+    /// Set before anything is served, or never. What it tells follows the configuration.
     pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
     /// Client connections, and how many of them are between requests.
@@ -180,7 +180,7 @@ impl Shard {
     /// What takes records of requests, if any are wanted.
     #[must_use]
     pub fn journal(&self) -> Option<&Journal> {
-        self.journal.get()
+        self.journal.get().filter(|journal| journal.tells())
     }
 
     /// Nanoseconds since the epoch of Unix; the wall clock counts to the millisecond.

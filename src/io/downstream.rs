@@ -14,6 +14,7 @@ use super::reply::Leftover;
 use super::serve::{self, Rest, Told};
 use super::shield;
 use super::stream::{Connected, WriteHalf};
+use super::timing::{self, Timing};
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::cache::admit::{self, BypassReason, LookupMode};
 use crate::cache::freshness;
@@ -28,6 +29,7 @@ use crate::http::hops;
 use crate::shard::message::{ABANDONED, BREAKER_OPEN, Failure, FetchOutcome, Reply};
 use crate::shard::query::Query;
 use monoio::buf::IoBuf;
+use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -350,6 +352,7 @@ impl Client {
             start_ns,
             route: 0,
             body: BodyReader::new(head.body),
+            fetched: None,
         };
         let Some(route) = shard.common.table.find(&head.host, head.target.of(&buf)) else {
             return self.no_route(&mut request).await;
@@ -488,8 +491,14 @@ impl Client {
     ) -> io::Result<bool> {
         let shard = Rc::clone(&self.shard);
         let keep = request.keep && !shard.draining.get();
-        let told =
-            Told { name: &shard.common.config.server.name, status, close: !keep, keep_alive_10: request.minor == 0 };
+        let timing = self.timing(&request, outcome).map(|value| format!("\r\nServer-Timing: {value}"));
+        let told = Told {
+            name: &shard.common.config.server.name,
+            status,
+            close: !keep,
+            keep_alive_10: request.minor == 0,
+            timing: timing.as_deref().map(str::as_bytes),
+        };
         if outcome == Outcome::Stale {
             let age_secs = freshness::age_secs(&object.validity, shard.mono_ms());
             let over_secs = age_secs.saturating_sub(object.validity.lifetime_secs);
@@ -504,6 +513,12 @@ impl Client {
         }
         self.done(&request, outcome);
         Ok(keep)
+    }
+
+    /// What Server-Timing says of an answer, where it is wanted.
+    pub fn timing(&self, request: &Request, outcome: Outcome) -> Option<String> {
+        let wanted = self.shard.common.config.routes[request.route as usize].server_timing;
+        wanted.then(|| timing::value(outcome.as_str(), request.fetched))
     }
 
     fn trail(&self) -> Option<&Rc<Trail>> {
@@ -576,7 +591,7 @@ impl Client {
     }
 
     /// Serves the client from a fetch that it has started, as its bytes come.
-    async fn follow(&mut self, request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
+    async fn follow(&mut self, mut request: Request, query: &Query, flight: Rc<Flight>) -> io::Result<bool> {
         // Conditions and ranges are answered from the whole representation, and a HEAD needs its length.
         let whole = serve::asks_more(query.view()) || request.method == Method::Head;
         let minor = request.minor;
@@ -602,6 +617,7 @@ impl Client {
                 followed => break followed,
             }
         };
+        request.fetched = flight.timing.get();
         match followed {
             Followed::Interim(_) => unreachable!("written above"),
             Followed::Streaming(head) => pass::stream_flight(self, request, &head, &flight).await,
@@ -645,6 +661,7 @@ impl Client {
             for_cache: false,
             validators: encode::Validators::default(),
             trail: self.trail().cloned(),
+            timing: Cell::default(),
         };
         let upload = (!request.body.is_done()).then_some(exchange::Upload {
             source: &mut self.source,
@@ -736,6 +753,8 @@ pub struct Request {
     pub route: u16,
     /// What has not been read of its body.
     pub body: BodyReader,
+    /// Where the time of the fetch that was made for it went, if there was one.
+    pub fetched: Option<Timing>,
 }
 
 enum Followed {

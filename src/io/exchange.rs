@@ -8,6 +8,7 @@ use super::deadlines::Expiry;
 use super::journal::{FetchEnd, Trail};
 use super::pool::{self, UpstreamConn};
 use super::reply::Leftover;
+use super::timing::Timing;
 use super::upstream::{self, Place, Trial};
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
@@ -43,6 +44,7 @@ pub struct Exchange {
     /// Ends with the exchange, however that ends.
     _body_clock: Option<BodyClock>,
     pub started_mono_ms: u64,
+    pub timing: Timing,
     /// Notes when it is over.
     end: Option<FetchEnd>,
 }
@@ -60,9 +62,10 @@ impl Drop for BodyClock {
     }
 }
 
-fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64) {
+fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64) -> Duration {
     let took = Duration::from_nanos(clock::mono_ns().saturating_sub(from_ns));
     shard.telemetry.phase_took(upstream as usize, phase, took);
+    took
 }
 
 impl Exchange {
@@ -129,6 +132,8 @@ pub struct Plan<'a> {
     pub validators: Validators<'a>,
     /// Who wants to know how it went.
     pub trail: Option<Rc<Trail>>,
+    /// Where its time goes.
+    pub timing: Cell<Timing>,
 }
 
 /// # Errors
@@ -158,7 +163,7 @@ async fn go(
     mut upload: Option<Upload<'_>>,
     mut interim: impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Exchange, Failure> {
-    let asked_mono_ms = shard.mono_ms();
+    let asked_ns = clock::mono_ns();
     let Some(trial) = Trial::begin(shard, upstream) else {
         shard.telemetry.fetch_done(upstream as usize, plan.kind, FetchResult::Overloaded, Duration::ZERO);
         return Err(shard.upstreams[upstream as usize].breaker_failure());
@@ -166,11 +171,12 @@ async fn go(
     let slot = acquire(shard, upstream, plan).await;
     let started_ns = clock::mono_ns();
     let started_mono_ms = started_ns / 1_000_000;
-    let waited = Duration::from_millis(started_mono_ms.saturating_sub(asked_mono_ms));
+    let waited = Duration::from_nanos(started_ns.saturating_sub(asked_ns));
     let slot = slot.inspect_err(|failure| {
         shard.telemetry.fetch_done(upstream as usize, plan.kind, result_of(*failure), waited);
     })?;
     shard.telemetry.queue_waited(upstream as usize, plan.kind, waited);
+    plan.timing.set(Timing { queue: waited, ..Timing::default() });
     plan.trail.iter().for_each(|trail| trail.fetch_has_slot());
     let total = shard.common.config.upstreams[upstream as usize].total_timeout;
     let until = total.map_or(u64::MAX, |total| started_mono_ms.saturating_add(total.as_millis() as u64));
@@ -202,6 +208,7 @@ async fn go(
         place,
         _body_clock: body_clock,
         started_mono_ms,
+        timing: plan.timing.get(),
         end: None,
     })
 }
@@ -344,7 +351,8 @@ async fn reach(
     let addr = this.addr(place.server).ok_or(Trouble { failure: pool::UNREACHABLE, loss: Loss::Unsent })?;
     let from_ns = clock::mono_ns();
     let connected = pool::connect(shard, place.server, &addr, config.connect_timeout.min(left)).await;
-    phase_took(shard, upstream, Phase::Connect, from_ns);
+    let connect = Some(phase_took(shard, upstream, Phase::Connect, from_ns));
+    plan.timing.set(Timing { connect, ..plan.timing.get() });
     let result = match connected {
         Ok(conn) => converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await,
         Err(failure) => Err(Trouble { failure, loss: Loss::Unsent }),
@@ -444,7 +452,8 @@ async fn converse(
         }
         _ => read_head(shard, &mut conn.source, plan, Waiting::Until(by), interim).await,
     };
-    phase_took(shard, upstream, Phase::FirstByte, from_ns);
+    let first_byte = phase_took(shard, upstream, Phase::FirstByte, from_ns);
+    plan.timing.set(Timing { first_byte, ..plan.timing.get() });
     let (head, head_buf) = answer?;
     Ok((conn, head, head_buf, request_sent))
 }

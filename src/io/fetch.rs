@@ -8,6 +8,7 @@ use super::exchange::{self, Exchange, Plan};
 use super::journal::{Entry, Trail};
 use super::notify::Notify;
 use super::shield;
+use super::timing::Timing;
 use crate::base::outcome::FetchKind;
 use crate::base::size_class::allocated_bytes;
 use crate::cache::admit::{self, StoreContext};
@@ -22,7 +23,7 @@ use crate::http::framing::BodyLength;
 use crate::http::head::{Method, ResponseHead};
 use crate::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId};
 use crate::shard::query::Query;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ pub struct Flight {
     pub fwd: Fwd,
     /// Of the request that started it.
     pub trail: Option<Rc<Trail>>,
+    /// Where its time went; `None`: there is no response.
+    pub timing: Cell<Option<Timing>>,
 }
 
 /// Why a request that was looked up is forwarded, as Cache-Status says it (RFC 9211 §2.2).
@@ -145,7 +148,7 @@ pub async fn run(
     let own = if flight.is_none() { Entry::background(&shard, &query) } else { None };
     let trail = own.as_ref().map(|entry| Rc::clone(&entry.trail));
     let trail = flight.as_ref().and_then(|flight| flight.trail.clone()).or(trail);
-    let mut plan = Plan { query: &query, kind, for_cache: true, validators, trail };
+    let mut plan = Plan { query: &query, kind, for_cache: true, validators, trail, timing: Cell::default() };
     let mut interim = |head: &ResponseHead, buf: &[u8]| {
         // RFC 9110 §15.2: who did not ask for 100 need not be told.
         if let Some(flight) = flight.as_deref().filter(|_| head.status != 100) {
@@ -163,6 +166,9 @@ pub async fn run(
         }
         first => first,
     };
+    if let (Some(flight), Ok(exchange)) = (&flight, &result) {
+        flight.timing.set(Some(exchange.timing));
+    }
     let may_stand_in = |failure: Failure| {
         stale.as_ref().filter(|stale| failure.stale_ok(&stale.validity, shard.mono_ms())).map(Arc::clone)
     };

@@ -2,14 +2,15 @@
 //! clock, no lock, and after the first few requests no allocation.
 
 use super::core::Shard;
-use super::journal::Sender;
+use super::journal::{Hit, Sender};
 use super::serve::{self, Rest, Told};
+use super::timing;
 use crate::base::outcome::Outcome;
-use crate::base::record::Record;
 use crate::cache::admit::{self, LookupMode};
 use crate::cache::directives::RequestDirectives;
 use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
+use crate::cache::partition::Stored;
 use crate::config::Authorization;
 use crate::http::head::RequestHead;
 use crate::http::parse::{self, ParseError, Parsed};
@@ -33,27 +34,28 @@ pub enum Next {
     Close,
 }
 
-/// Hits that have been answered and are not written yet: the route of each, and what is to be told of it.
-#[derive(Debug, Default)]
-pub struct Answered(Vec<(u16, Option<Box<Record>>)>);
+/// Hits that have been answered and are not written yet.
+#[derive(Default)]
+pub struct Answered(Vec<Hit>);
 
 impl Answered {
     /// They are written: counts them, each with the time from its arrival.
     pub fn record(&mut self, shard: &Shard, from: Sender, start_ns: u64, elapsed_ns: u64) {
         let elapsed = Duration::from_nanos(elapsed_ns);
-        for (route, record) in self.0.drain(..) {
-            shard.telemetry.request_done(route as usize, Outcome::Hit, elapsed);
-            if let (Some(record), Some(journal)) = (record, shard.journal()) {
-                journal.hit_done(shard, record, from, start_ns, elapsed_ns);
+        let journal = shard.journal();
+        for hit in self.0.drain(..) {
+            shard.telemetry.request_done(hit.route as usize, Outcome::Hit, elapsed);
+            if let Some(journal) = journal {
+                journal.hit_done(shard, hit, from, start_ns, elapsed_ns);
             }
         }
     }
 
     /// The client has left without them.
     pub fn leave(&mut self, shard: &Shard, from: Sender) {
-        for (_, record) in self.0.drain(..) {
-            if let (Some(record), Some(journal)) = (record, shard.journal()) {
-                journal.hit_left(shard, record, from);
+        for hit in self.0.drain(..) {
+            if let Some(journal) = shard.journal() {
+                journal.hit_left(shard, hit, from);
             }
         }
     }
@@ -84,14 +86,16 @@ pub fn answer(
             Ok(Parsed::Complete) => {}
         }
         let start = out.len();
-        let Some((route, body, keep)) = try_hit(shard, &head, rest, out, now_mono_ms) else {
+        let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, out, now_mono_ms) else {
             return (taken, Next::Slow(std::mem::take(&mut head)));
         };
-        let record = shard.journal().map(|journal| {
-            let rest_bytes = body.as_ref().map_or(0, Rest::bytes_init);
-            journal.hit(route, (&head, rest), &out[start..], rest_bytes, shard.unix_ns_at(now_mono_ms * 1_000_000))
+        answered.0.push(match shard.journal() {
+            None => Hit::untold(route),
+            Some(journal) => {
+                let rest_bytes = body.as_ref().map_or(0, Rest::bytes_init);
+                journal.hit(route, (head.method, head.view(rest)), object, &out[start..], rest_bytes, now_mono_ms)
+            }
         });
-        answered.0.push((route, record));
         taken += head.head_len;
         match body {
             Some(body) => return (taken, Next::Rest(body, keep)),
@@ -101,20 +105,24 @@ pub fn answer(
     }
 }
 
-/// Appends the answer to a request if the cache has a fresh one. Returns its route, what of the body follows, and whether the
-/// connection goes on.
-fn try_hit(
-    shard: &Shard,
-    head: &RequestHead,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-    now_mono_ms: u64,
-) -> Option<(u16, Option<Rest>, bool)> {
+/// What was appended for a request.
+struct Answer {
+    route: u16,
+    object: Stored,
+    /// What of the body follows.
+    rest: Option<Rest>,
+    /// Whether the connection goes on.
+    keep: bool,
+}
+
+/// Appends the answer to a request if the cache has a fresh one.
+fn try_hit(shard: &Shard, head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>, now_mono_ms: u64) -> Option<Answer> {
     let view = head.view(bytes);
     let target = head.target.of(bytes);
     let common = &*shard.common;
     let route = common.table.find(&head.host, target)?;
-    let cache = common.config.routes[route as usize].cache.as_ref()?;
+    let config = &common.config.routes[route as usize];
+    let cache = config.cache.as_ref()?;
     if !matches!(admit::lookup_mode(head, view, Some(cache)), LookupMode::Cache) {
         return None;
     }
@@ -129,9 +137,14 @@ fn try_hit(
         return None;
     }
     let keep = head.keep_alive && !shard.draining.get();
-    let told =
-        Told { name: &common.config.server.name, status: b"; hit", close: !keep, keep_alive_10: head.minor == 0 };
+    let told = Told {
+        name: &common.config.server.name,
+        status: b"; hit",
+        close: !keep,
+        keep_alive_10: head.minor == 0,
+        timing: config.server_timing.then_some(timing::HIT),
+    };
     let request = serve::asks_more(view).then_some(view);
     let rest = serve::stored(out, &found, head.method, request, told, now_mono_ms);
-    Some((route, rest, keep))
+    Some(Answer { route, object: found, rest, keep })
 }

@@ -1,53 +1,86 @@
 //! What a shard tells of its requests: records for the access log and for spans, put into a ring for the log's thread.
 //!
-//! A shard never waits for that thread: a record that finds the ring full is dropped and counted. Records of hits lie in boxes that are
-//! used again and again, so that a hit allocates nothing; without a log and without tracing there is no journal, and a hit pays for
-//! one branch.
+//! A shard never waits for that thread: a record that finds the ring full is dropped and counted. Of a hit as little as possible is noted
+//! while its head is at hand: the stored response, which knows its host and target; only for the few that are told of it becomes a record.
+//! Which of the others are told of is drawn in advance, as the number of those in between, so that most hits only count down.
+//! While there is neither a log nor tracing a hit pays for one branch.
+//!
+//! What is told follows the configuration: a record names the edition of it by which it was told, so that the log's thread knows where it belongs.
 
 use super::clock;
 use super::core::Shard;
 use crate::base::outcome::{FetchKind, Outcome};
 use crate::base::random::Random;
-use crate::base::record::{Fetch, Record, Span};
+use crate::base::record::{EDITION_FIRST, Fetch, Record, Span};
+use crate::cache::key;
+use crate::cache::partition::Stored;
 use crate::config::Config;
 use crate::http::encode::Trace;
-use crate::http::head::{FieldsView, RequestHead};
+use crate::http::fields::FieldId;
+use crate::http::head::{FieldsView, Method, RequestHead};
 use crate::http::traceparent::{self, Traceparent};
 use crate::shard::query::Query;
 use metrics::{Counter, counter, describe_counter};
 use rtrb::Producer;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Boxes for records of hits: so many from the start, so that a burst need not make them, and so many kept.
+/// Boxes for the traces of hits: so many from the start, so that a burst need not make them, and so many kept.
 const SPARE: usize = 64;
 const SPARE_MAX: usize = 256;
 /// What a status line that we write begins with; the status follows.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
 
 pub struct Journal {
+    shard: usize,
     ring: RefCell<Producer<Record>>,
+    rules: Cell<Rules>,
+    /// Of the configuration: the same number as the log's thread has for it.
+    edition: Cell<u64>,
+    /// So many requests that might be left out are, before the next one is logged.
+    skip: Cell<u64>,
     #[expect(clippy::vec_box, reason = "the boxes go to connections and come back")]
-    spare: RefCell<Vec<Box<Record>>>,
+    spare: RefCell<Vec<Box<Span>>>,
+    random: RefCell<Random>,
+    /// Registered when there is something to be told.
+    dropped: OnceCell<Counter>,
+}
+
+/// What is to be told.
+#[derive(Clone, Copy, Default)]
+struct Rules {
     log: Option<Log>,
     tracing: Option<Tracing>,
-    /// State of SplitMix64 (Steele et al. 2014), for samples and ids.
-    random: RefCell<Random>,
-    dropped: Counter,
 }
 
 /// Which requests are logged.
+#[derive(Clone, Copy)]
 struct Log {
     share: Share,
     slow_ns: u64,
 }
 
+#[derive(Clone, Copy)]
 struct Tracing {
     share: Share,
     /// Spans go somewhere, so they may stand as parents in requests.
     exporting: bool,
+}
+
+impl Rules {
+    fn of(config: &Config) -> Self {
+        let log = config.log.access.as_ref().map(|_| Log {
+            share: Share(config.log.sample),
+            slow_ns: u64::try_from(config.log.slow.as_nanos()).unwrap_or(u64::MAX),
+        });
+        let tracing = config
+            .tracing
+            .as_ref()
+            .map(|tracing| Tracing { share: Share(tracing.sample), exporting: tracing.endpoint.is_some() });
+        Self { log, tracing }
+    }
 }
 
 /// A part of all random numbers.
@@ -59,7 +92,46 @@ impl Share {
         // 53 bits, as many as a float tells apart below 1.
         ((random >> 11) as f64) < self.0 * (1_u64 << 53) as f64
     }
+
+    /// How many are left out before the next one that is taken: the geometric distribution, by inversion. So each is taken with the
+    /// probability of the share, whatever was taken before, and the random number is needed only for those that are.
+    fn gap(self, random: u64) -> u64 {
+        if self.0 >= 1.0 {
+            return 0;
+        }
+        if self.0 <= 0.0 {
+            return u64::MAX;
+        }
+        // Above 0 and up to 1, so the logarithm is finite.
+        let uniform = ((random >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        // Casting saturates.
+        (uniform.ln() / (-self.0).ln_1p()) as u64
+    }
 }
+
+/// A hit that is answered and not written yet: its route, and what is needed to tell of it.
+pub struct Hit {
+    pub route: u16,
+    status: u16,
+    method: Method,
+    sent_bytes: u64,
+    arrived_mono_ms: u64,
+    /// What was answered with; `None`: nobody wants to know.
+    object: Option<Stored>,
+    /// Where it stands in a trace, if it does.
+    trace: Option<Box<Span>>,
+}
+
+impl Hit {
+    /// One of which nothing is told.
+    #[must_use]
+    pub fn untold(route: u16) -> Self {
+        Self { route, status: 0, method: Method::Get, sent_bytes: 0, arrived_mono_ms: 0, object: None, trace: None }
+    }
+}
+
+/// A connection keeps room for the first few.
+const _: () = assert!(size_of::<Hit>() <= 40);
 
 /// Who a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -69,34 +141,55 @@ pub struct Sender {
 }
 
 impl Journal {
-    /// For the thread that will use it: counters are registered with it. `None` when nothing is to be told.
+    /// For the thread that will use it: counters are registered with it.
     #[must_use]
-    pub fn new(config: &Config, shard: usize, seed: u64, ring: Producer<Record>) -> Option<Self> {
-        let log = config.log.access.as_ref().map(|_| Log {
-            share: Share(config.log.sample),
-            slow_ns: u64::try_from(config.log.slow.as_nanos()).unwrap_or(u64::MAX),
-        });
-        let tracing = config
-            .tracing
-            .as_ref()
-            .map(|tracing| Tracing { share: Share(tracing.sample), exporting: tracing.endpoint.is_some() });
-        if log.is_none() && tracing.is_none() {
-            return None;
-        }
-        describe_counter!(
-            "pilotlight_access_log_dropped_total",
-            "Requests that were to be logged or traced, and that the log's thread had no room for."
-        );
-        let mut spare = Vec::with_capacity(SPARE_MAX);
-        spare.resize_with(SPARE, || Box::new(Record::EMPTY));
-        Some(Self {
+    pub fn new(config: &Config, shard: usize, seed: u64, ring: Producer<Record>) -> Self {
+        let journal = Self {
+            shard,
             ring: RefCell::new(ring),
-            spare: RefCell::new(spare),
-            log,
-            tracing,
+            rules: Cell::default(),
+            edition: Cell::new(EDITION_FIRST),
+            skip: Cell::new(0),
+            spare: RefCell::default(),
             random: RefCell::new(Random::new(seed)),
-            dropped: counter!("pilotlight_access_log_dropped_total", "shard" => shard.to_string()),
-        })
+            dropped: OnceCell::new(),
+        };
+        journal.go_by(config);
+        journal
+    }
+
+    /// The next edition of the configuration is in force.
+    pub fn follow(&self, config: &Config) {
+        self.edition.set(self.edition.get() + 1);
+        self.go_by(config);
+    }
+
+    fn go_by(&self, config: &Config) {
+        let rules = Rules::of(config);
+        self.rules.set(rules);
+        self.skip.set(rules.log.map_or(u64::MAX, |log| log.share.gap(self.random())));
+        if !self.tells() {
+            return;
+        }
+        self.dropped.get_or_init(|| {
+            describe_counter!(
+                "pilotlight_access_log_dropped_total",
+                "Requests that were to be logged or traced, and that the log's thread had no room for."
+            );
+            counter!("pilotlight_access_log_dropped_total", "shard" => self.shard.to_string())
+        });
+        let mut spare = self.spare.borrow_mut();
+        if spare.capacity() == 0 {
+            spare.reserve(SPARE_MAX);
+            spare.resize_with(SPARE, || Box::new(Span::EMPTY));
+        }
+    }
+
+    /// Whether there is a log, or tracing.
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        let rules = self.rules.get();
+        rules.log.is_some() || rules.tracing.is_some()
     }
 
     fn random(&self) -> u64 {
@@ -107,56 +200,94 @@ impl Journal {
     pub fn hit(
         &self,
         route: u16,
-        (head, buf): (&RequestHead, &[u8]),
+        (method, view): (Method, FieldsView<'_>),
+        object: Stored,
         answer: &[u8],
         rest_bytes: usize,
-        now_unix_ns: u64,
-    ) -> Box<Record> {
-        let mut record = self.spare.borrow_mut().pop().unwrap_or_else(|| Box::new(Record::EMPTY));
-        record.start_unix_ns = now_unix_ns;
-        record.route = Some(route);
-        record.outcome = Some(Outcome::Hit);
-        record.error = None;
-        record.status = status_of(answer).unwrap_or(0);
-        record.sent_bytes = (answer.len() + rest_bytes) as u64;
-        record.text.set(head.method_span.of(buf), &head.host, head.target.of(buf));
-        record.trace = self.place(head.view(buf)).map(|(place, _)| place);
-        record
+        now_mono_ms: u64,
+    ) -> Hit {
+        let traced = self.rules.get().tracing.is_some() || view.has(FieldId::Traceparent);
+        Hit {
+            route,
+            status: status_of(answer).unwrap_or(0),
+            method,
+            sent_bytes: (answer.len() + rest_bytes) as u64,
+            arrived_mono_ms: now_mono_ms,
+            object: Some(object),
+            trace: if traced { self.boxed_place(view) } else { None },
+        }
     }
 
-    /// The hit is written: tells of it, if it is one of those, and keeps the box.
-    pub fn hit_done(&self, shard: &Shard, mut record: Box<Record>, from: Sender, start_ns: u64, elapsed_ns: u64) {
-        record.client = from.peer;
-        record.start_unix_ns = shard.unix_ns_at(start_ns);
-        record.duration_ns = elapsed_ns;
-        record.logged = self.is_logged(&record);
-        if let Some(place) = &mut record.trace {
-            place.sampled = self.sampled(*place, from.trusted);
-        }
-        leave_exemplar(shard, &record);
-        self.tell(&record);
-        let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE_MAX {
-            spare.push(record);
+    fn boxed_place(&self, view: FieldsView<'_>) -> Option<Box<Span>> {
+        let (place, _) = self.place(view)?;
+        let mut spare = self.spare.borrow_mut().pop().unwrap_or_else(|| Box::new(Span::EMPTY));
+        *spare = place;
+        Some(spare)
+    }
+
+    /// The hit is written: tells of it, if it is one of those.
+    #[inline]
+    pub fn hit_done(&self, shard: &Shard, hit: Hit, from: Sender, start_ns: u64, elapsed_ns: u64) {
+        let logged = self.is_logged(hit.status >= 500, elapsed_ns);
+        if logged || hit.trace.is_some() {
+            self.tell_hit(shard, hit, Some(Outcome::Hit), from, (start_ns, elapsed_ns), logged);
         }
     }
 
     /// The client of the hit has left before all of it was written; how much was is not known.
-    pub fn hit_left(&self, shard: &Shard, mut record: Box<Record>, from: Sender) {
-        (record.outcome, record.sent_bytes) = (None, 0);
-        let now_ns = clock::mono_ns();
-        let elapsed_ns = shard.unix_ns_at(now_ns).saturating_sub(record.start_unix_ns);
-        self.hit_done(shard, record, from, now_ns.saturating_sub(elapsed_ns), elapsed_ns);
+    pub fn hit_left(&self, shard: &Shard, mut hit: Hit, from: Sender) {
+        hit.sent_bytes = 0;
+        let start_ns = hit.arrived_mono_ms * 1_000_000;
+        let elapsed_ns = clock::mono_ns().saturating_sub(start_ns);
+        let logged = self.is_logged(true, elapsed_ns);
+        self.tell_hit(shard, hit, None, from, (start_ns, elapsed_ns), logged);
+    }
+
+    #[inline(never)]
+    fn tell_hit(
+        &self,
+        shard: &Shard,
+        hit: Hit,
+        outcome: Option<Outcome>,
+        from: Sender,
+        (start_ns, elapsed_ns): (u64, u64),
+        logged: bool,
+    ) {
+        let Some(object) = &hit.object else { return };
+        let trace = hit.trace.as_deref().map(|place| Span { sampled: self.sampled(*place, from.trusted), ..*place });
+        let mut record = Record {
+            start_unix_ns: shard.unix_ns_at(start_ns),
+            duration_ns: elapsed_ns,
+            sent_bytes: hit.sent_bytes,
+            client: from.peer,
+            route: Some(hit.route),
+            status: hit.status,
+            outcome,
+            trace,
+            logged,
+            ..Record::EMPTY
+        };
+        let (host, target) = key::host_and_target(object.key());
+        record.text.set(if hit.method == Method::Head { b"HEAD" } else { b"GET" }, host, target);
+        leave_exemplar(shard, &record);
+        self.tell(record);
+        if let Some(place) = hit.trace {
+            let mut spare = self.spare.borrow_mut();
+            if spare.len() < SPARE_MAX {
+                spare.push(place);
+            }
+        }
     }
 
     /// Where a request stands in its trace, and what it carried. `None`: in none that anybody else could know.
     fn place(&self, view: FieldsView<'_>) -> Option<(Span, Option<Traceparent>)> {
         let carried = Traceparent::of(view);
-        let id = match &self.tracing {
+        let tracing = self.rules.get().tracing;
+        let id = match &tracing {
             Some(_) => traceparent::span_id(self.random()),
             None => [0; 8],
         };
-        match (carried, &self.tracing) {
+        match (carried, &tracing) {
             (Some(carried), _) => {
                 let parent_id = Some(carried.parent_id);
                 Some((Span { trace_id: carried.trace_id, id, parent_id, sampled: carried.sampled() }, Some(carried)))
@@ -175,7 +306,7 @@ impl Journal {
         let Some((mut place, carried)) = self.place(view) else { return Trace::PassedOn };
         place.sampled = self.sampled(place, trusted);
         record.trace = Some(place);
-        let Some(tracing) = &self.tracing else { return Trace::PassedOn };
+        let Some(tracing) = self.rules.get().tracing else { return Trace::PassedOn };
         let fetch_span_id = traceparent::span_id(self.random());
         record.fetch_span_id = fetch_span_id;
         match carried {
@@ -192,17 +323,22 @@ impl Journal {
     }
 
     /// Slow and failed requests always, of the others a part.
-    fn is_logged(&self, record: &Record) -> bool {
-        self.log.as_ref().is_some_and(|log| {
-            let failed = record.error.is_some()
-                || record.status >= 500
-                || matches!(record.outcome, None | Some(Outcome::Error | Outcome::Rejected));
-            failed || record.duration_ns >= log.slow_ns || log.share.takes(self.random())
-        })
+    fn is_logged(&self, failed: bool, elapsed_ns: u64) -> bool {
+        let Some(log) = self.rules.get().log else { return false };
+        if failed || elapsed_ns >= log.slow_ns {
+            return true;
+        }
+        let skip = self.skip.get();
+        if skip > 0 {
+            self.skip.set(skip - 1);
+            return false;
+        }
+        self.skip.set(log.share.gap(self.random()));
+        true
     }
 
     fn sampled(&self, place: Span, trusted: bool) -> bool {
-        match &self.tracing {
+        match self.rules.get().tracing {
             None => false,
             // What came with the flag came from somebody: strangers do not decide how much work we do.
             Some(tracing) if place.parent_id.is_some() && !trusted => tracing.share.takes(self.random()),
@@ -210,13 +346,24 @@ impl Journal {
         }
     }
 
-    fn tell(&self, record: &Record) {
-        let exported = self.tracing.as_ref().is_some_and(|tracing| tracing.exporting)
-            && record.trace.is_some_and(|trace| trace.sampled);
-        if (record.logged || exported) && self.ring.borrow_mut().push(*record).is_err() {
-            self.dropped.increment(1);
+    fn tell(&self, mut record: Record) {
+        let exporting = self.rules.get().tracing.is_some_and(|tracing| tracing.exporting);
+        let exported = exporting && record.trace.is_some_and(|trace| trace.sampled);
+        record.edition = self.edition.get();
+        if (record.logged || exported)
+            && self.ring.borrow_mut().push(record).is_err()
+            && let Some(dropped) = self.dropped.get()
+        {
+            dropped.increment(1);
         }
     }
+}
+
+/// Whether something went wrong with it.
+fn has_failed(record: &Record) -> bool {
+    record.error.is_some()
+        || record.status >= 500
+        || matches!(record.outcome, None | Some(Outcome::Error | Outcome::Rejected))
 }
 
 /// A request under way that is more than a hit, or a fetch without a client: what is known of it so far.
@@ -258,7 +405,7 @@ impl Entry {
     /// Begins the record of a fetch that no client waits for: a trace of its own, and no line in the log.
     #[must_use]
     pub fn background(shard: &Rc<Shard>, query: &Query) -> Option<Self> {
-        let journal = shard.journal().filter(|journal| journal.tracing.is_some())?;
+        let journal = shard.journal().filter(|journal| journal.rules.get().tracing.is_some())?;
         let mut record = Record { route: Some(query.route), ..Record::EMPTY };
         record.text.set(b"GET", &query.head.host, query.head.target.of(&query.buf));
         let trace = journal.begin(&mut record, RequestHead::new().view(&[]), true);
@@ -287,11 +434,11 @@ impl Drop for Entry {
         };
         record.duration_ns = end_ns.saturating_sub(self.trail.start_ns);
         let background = record.fetch.is_some_and(|fetch| fetch.kind != FetchKind::Foreground);
-        record.logged = !background && journal.is_logged(&record);
+        record.logged = !background && journal.is_logged(has_failed(&record), record.duration_ns);
         if !background {
             leave_exemplar(&self.shard, &record);
         }
-        journal.tell(&record);
+        journal.tell(record);
     }
 }
 
@@ -423,6 +570,22 @@ mod tests {
             (0.01, u64::MAX / 99, false),
         ] {
             assert_eq!(Share(share).takes(random), taken, "{share} of {random}");
+        }
+    }
+
+    #[test]
+    fn gaps_make_up_a_share() {
+        assert_eq!(Share(0.0).gap(0), u64::MAX);
+        assert_eq!((Share(1.0).gap(0), Share(1.0).gap(u64::MAX)), (0, 0));
+        // The largest number gives the shortest gap, the smallest one the longest.
+        assert_eq!(Share(0.01).gap(u64::MAX), 0);
+        assert_eq!(Share(0.5).gap(0), 53);
+        let mut random = Random::new(11);
+        for share in [0.001, 0.01, 0.3, 0.9] {
+            let gaps = 100_000;
+            let passed: u64 = (0..gaps).map(|_| Share(share).gap(random.number()) + 1).sum();
+            let taken = gaps as f64 / passed as f64;
+            assert!((taken / share - 1.0).abs() < 0.02, "{taken} of {share}");
         }
     }
 

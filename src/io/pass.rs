@@ -35,7 +35,7 @@ async fn write_head(
     request: &mut Request,
     (head, head_buf): (&ResponseHead, &[u8]),
     length: BodyLength,
-    status: &[u8],
+    (outcome, status): (Outcome, &[u8]),
     out: &mut Vec<u8>,
 ) -> BodyLength {
     let shard = Rc::clone(&client.shard);
@@ -48,6 +48,7 @@ async fn write_head(
     let mut cache_status = Vec::with_capacity(name.len() + status.len());
     cache_status.extend_from_slice(name.as_bytes());
     cache_status.extend_from_slice(status);
+    let timing = if tunnel { None } else { client.timing(request, outcome) };
     shard.with_date(shard.now(), |date| {
         encode::response(
             out,
@@ -56,6 +57,7 @@ async fn write_head(
                 buf: head_buf,
                 name,
                 cache_status: &cache_status,
+                server_timing: timing.as_deref().unwrap_or_default().as_bytes(),
                 age: None,
                 date,
                 body,
@@ -115,7 +117,9 @@ pub async fn respond(
     let mut out = shard.take_buffer();
     let head = std::mem::take(&mut exchange.head);
     let head_buf = std::mem::take(&mut exchange.head_buf);
-    let framing = write_head(client, &mut request, (&head, &head_buf), head.body, status, &mut out).await;
+    request.fetched = Some(exchange.timing);
+    let told = (Outcome::Pass, status);
+    let framing = write_head(client, &mut request, (&head, &head_buf), head.body, told, &mut out).await;
     exchange.head.keep_alive = head.keep_alive;
     if head.status == 101 {
         exchange.conn.source.until_mono_ms = u64::MAX;
@@ -248,7 +252,9 @@ pub async fn stream_flight(
 ) -> io::Result<bool> {
     let mut out = client.shard.take_buffer();
     let parsed = (&head.0, head.1.as_slice());
-    let framing = write_head(client, &mut request, parsed, head.0.body, &flight.fwd.and("; stored"), &mut out).await;
+    let status = flight.fwd.and("; stored");
+    let told = (Outcome::Miss, &*status);
+    let framing = write_head(client, &mut request, parsed, head.0.body, told, &mut out).await;
     let mut sent = 0;
     loop {
         let step = match next_step(flight, sent) {

@@ -36,7 +36,7 @@ pub struct Start {
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub bound: Vec<Bound>,
-    /// Where records of requests go; `None` when nobody wants them.
+    /// Where records of requests go, while somebody wants them; `None`: nobody ever will.
     pub journal: Option<Producer<Record>>,
 }
 
@@ -122,8 +122,9 @@ pub fn run(start: Start) -> io::Result<()> {
 async fn drive(start: Start) -> io::Result<()> {
     let Start { id, count, common, state, mut inbox, outbox, bound, journal, .. } = start;
     let shard = Rc::new(Shard::new(id, count, common, state(), outbox));
-    let made = journal.and_then(|ring| Journal::new(&shard.common.config, id, shard.random(), ring));
-    made.into_iter().for_each(|journal| drop(shard.journal.set(journal)));
+    if let Some(ring) = journal {
+        let _ = shard.journal.set(Journal::new(&shard.common.config, id, shard.random(), ring));
+    }
     let wire = inbox.wire.take().expect("an inbox is driven once");
     let wire = UnixStream::from_std(wire)?;
     monoio::spawn(deliver(Rc::clone(&shard), inbox, wire));

@@ -27,6 +27,8 @@ pub struct Told<'a> {
     pub close: bool,
     /// An HTTP/1.0 client that asked to keep the connection.
     pub keep_alive_10: bool,
+    /// A line of Server-Timing, with the line end before it and without the one after it.
+    pub timing: Option<&'a [u8]>,
 }
 
 /// A part of a stored body that is still to be written.
@@ -105,6 +107,9 @@ fn finish(
     let age_secs = freshness::age_secs(&object.validity, now_mono_ms);
     out.extend_from_slice(b"Age: ");
     encode::append_u64(out, u64::from(age_secs));
+    if let Some(timing) = told.timing {
+        out.extend_from_slice(timing);
+    }
     out.extend_from_slice(b"\r\nCache-Status: ");
     out.extend_from_slice(told.name.as_bytes());
     out.extend_from_slice(told.status);

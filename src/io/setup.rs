@@ -69,6 +69,7 @@ impl Shard {
         self.telemetry.replace(Arc::new(telemetry));
         self.shields.replace(Arc::new(shield::queries(&setup.common)));
         self.common.replace(Arc::clone(&setup.common));
+        self.journal.get().into_iter().for_each(|journal| journal.follow(&setup.common.config));
         let (routes, slots) = (Arc::clone(&setup.routes), &setup.slots[self.id]);
         let warm = (setup.warm[self.id].clone(), setup.background.clone());
         self.with_state(|state| state.reconfigure(routes, slots, warm, now));

@@ -115,6 +115,7 @@ mod tests {
             upstream: 0,
             max_concurrency: None,
             cache: None,
+            server_timing: false,
         };
         written.iter().map(route).collect()
     }

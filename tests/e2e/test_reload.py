@@ -1,15 +1,20 @@
 """SIGHUP and `pilotlight reload`: another configuration under load, without a failed request, or the old one and why."""
 
+import contextlib
+import json
+import os
 import signal
 import socket
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from front import Rate, caddy
 from harness import Connection, Gateway, free_port, is_hit, run, wait_until
+from otlp import Collector
 from slow_origin import Origin, Reply
 
 CONFIG = """
@@ -212,3 +217,178 @@ def test_a_limit_holds_from_the_reload_on(origin, limit, expected):
         for client in clients:
             assert client.read_response().text == "held"
             client.close()
+
+
+def log_of(path, sample=1):
+    return f'[log]\naccess = "{path}"\nsample = {sample}\n'
+
+
+def logged(path):
+    """The lines of an access log; each must be whole."""
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def targets(path):
+    return [line["target"] for line in logged(path)]
+
+
+def test_the_access_log_comes_moves_and_goes(origin):
+    with serve(origin) as gateway:
+        good, first, second = text(gateway), f"{gateway.dir}/1.log", f"{gateway.dir}/2.log"
+        gateway.get("/before")
+        write(gateway, good + log_of(first))
+        reloaded(gateway)
+        gateway.get("/one")
+        new = '[[routes]]\nname = "newcomer"\npath = "/new/"\nupstream = "app"\n'
+        write(gateway, good + new + log_of(first))
+        reloaded(gateway)
+        gateway.get("/new/a")
+        gateway.get("/new/a")
+        wait_until(lambda: len(logged(first)) == 3, 5, "three lines")
+        assert [(line["target"], line["route"]) for line in logged(first)] == [("/one", "/"), ("/new/a", "newcomer"), ("/new/a", "newcomer")]
+        write(gateway, good + new + log_of(second))
+        reloaded(gateway)
+        gateway.get("/two")
+        wait_until(lambda: targets(second) == ["/two"], 5, "the line in the other file")
+        assert len(logged(first)) == 3
+        write(gateway, good + log_of(second, sample=0))
+        reloaded(gateway)
+        gateway.get("/two")
+        write(gateway, good)
+        reloaded(gateway)
+        gateway.get("/off")
+        time.sleep(0.2)
+        assert targets(second) == ["/two"] and len(logged(first)) == 3
+        assert gateway.terminate() == 0
+        assert targets(second) == ["/two"]
+
+
+@contextlib.contextmanager
+def hits_going_on(gateway):
+    """Two clients that hit /warm all the time; yields a function for how often they did."""
+    gateway.get("/warm")
+    ending, counts = threading.Event(), [0, 0]
+
+    def ask(who):
+        with gateway.connect() as client:
+            while not ending.is_set():
+                assert is_hit(client.request("GET", "/warm"))
+                counts[who] += 1
+
+    askers = [threading.Thread(target=ask, args=(who,)) for who in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        yield lambda: sum(counts)
+    finally:
+        ending.set()
+        for asker in askers:
+            asker.join()
+
+
+def test_no_line_is_lost_or_torn_when_the_file_changes(origin):
+    """Hits go on while the log moves from file to file: each has one line, in the file of its moment."""
+    with serve(origin) as gateway:
+        good = text(gateway)
+        files = [f"{gateway.dir}/{n}.log" for n in range(3)]
+        gateway.get("/warm")
+        write(gateway, good + log_of(files[0]))
+        reloaded(gateway)
+        with hits_going_on(gateway) as hits:
+            for file in files[1:]:
+                # Some hits by this edition.
+                so_far = hits()
+                wait_until(lambda: hits() > so_far + 50, 10, "hits")
+                write(gateway, good + log_of(file))
+                reloaded(gateway)
+        # One more than the clients counted: what stored it was a hit, too.
+        wait_until(lambda: sum(len(logged(file)) for file in files) == hits() + 1, 5, "a line for each hit")
+        assert all(logged(file) for file in files[:-1])
+        assert gateway.metrics().sum("pilotlight_access_log_dropped_total") == 0
+        # A shard changes over at one moment, so its lines of one file all come before those of the next.
+        for shard in (0, 1):
+            times = [[line["time"] for line in logged(file) if line["shard"] == shard] for file in files]
+            ends = [moment for of_file in times if of_file for moment in (min(of_file), max(of_file))]
+            assert ends == sorted(ends)
+
+
+def test_a_line_goes_where_its_edition_says(origin):
+    """What was told when everything was logged belongs into the file of then, also when it is written after the change."""
+    with serve(origin) as gateway:
+        good = text(gateway)
+        files = [f"{gateway.dir}/{n}.log" for n in range(4)]
+        with hits_going_on(gateway) as hits:
+            for n, file in enumerate(files):
+                write(gateway, good + log_of(file, sample=1 - n % 2) + 'slow = "1d"\n')
+                reloaded(gateway)
+                so_far = hits()
+                wait_until(lambda: hits() > so_far + 50, 10, "hits")
+        assert [bool(logged(file)) for file in files] == [True, False] * 2
+
+
+def test_a_reload_without_a_change_opens_the_log_anew(origin):
+    with serve(origin) as gateway:
+        file = f"{gateway.dir}/access.log"
+        write(gateway, text(gateway) + log_of(file))
+        reloaded(gateway)
+        gateway.get("/1")
+        wait_until(lambda: targets(file) == ["/1"], 5, "the line")
+        # At once: the gateway itself looks only once a second.
+        os.rename(file, file + ".1")
+        Path(file).touch()
+        gateway.signal(signal.SIGHUP)
+        wait_until(lambda: gateway.metrics().sum("pilotlight_reload_total", result="unchanged") == 1, 5, "the reload")
+        time.sleep(0.15)
+        gateway.get("/2")
+        wait_until(lambda: targets(file) == ["/2"], 5, "the line in the new file")
+        assert targets(file + ".1") == ["/1"]
+
+
+def test_a_log_that_cannot_be_opened_changes_nothing(origin):
+    with serve(origin) as gateway:
+        good, file = text(gateway), f"{gateway.dir}/access.log"
+        write(gateway, good + log_of(file))
+        reloaded(gateway)
+        write(gateway, good.replace("1h", "2h") + log_of("/no/such/folder/log"))
+        done = reload(gateway)
+        assert done.returncode == 2 and "access log" in done.stderr
+        assert gateway.status()["config_generation"] == 2
+        gateway.get("/still")
+        wait_until(lambda: targets(file) == ["/still"], 5, "the line in the old file")
+
+
+def test_tracing_follows(origin):
+    with Collector() as first, Collector() as second, serve(origin) as gateway:
+        good = text(gateway)
+        named = lambda collector, service: f'[tracing]\nendpoint = "http://127.0.0.1:{collector.port}"\nsample = 1\nservice = "{service}"\n'
+        gateway.get("/a")
+        assert origin.last().get("traceparent") is None
+        write(gateway, good + named(first, "one"))
+        reloaded(gateway)
+        gateway.get("/b")
+        trace = origin.last().get("traceparent").split("-")[1]
+        assert first.of(trace, 2)[0].resource["service.name"] == "one"
+        new = '[[routes]]\nname = "newcomer"\npath = "/new/"\nupstream = "app"\n'
+        write(gateway, good + new + named(second, "two"))
+        reloaded(gateway)
+        gateway.get("/new/c")
+        trace = origin.last().get("traceparent").split("-")[1]
+        spans = second.of(trace, 2)
+        assert spans[0].resource["service.name"] == "two"
+        assert "GET newcomer" in [span.name for span in spans]
+        assert not [span for span in first.spans if span.trace_id == trace]
+        # The exemplar of a route that was not there at the start.
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        request = urllib.request.Request(f"{gateway.admin_url}/metrics", headers=accept)
+        with urllib.request.urlopen(request, timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        assert any('route="newcomer"' in line and f'trace_id="{trace}"' in line for line in lines)
+        write(gateway, good)
+        reloaded(gateway)
+        gateway.get("/d")
+        assert origin.last().get("traceparent") is None
+        assert gateway.terminate() == 0
+        assert first.problems == [] and second.problems == []

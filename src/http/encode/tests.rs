@@ -268,6 +268,7 @@ fn responded(upstream: &str, change: fn(&mut Respond<'_>)) -> String {
         buf: upstream.as_bytes(),
         name: "pl",
         cache_status: b"pl; hit",
+        server_timing: b"",
         age: None,
         date: DATE,
         body: head.body,
