@@ -98,7 +98,7 @@ async fn answer(state: &State, request: Request<Incoming>, cut: &Rc<Notify>) -> 
     let allowed = match path.as_str() {
         "/metrics" | "/healthz" | "/readyz" | "/status" | "/events" => "GET, HEAD",
         "/purge" | "/warm" | "/snapshot" | "/drain" | "/reload" | "/upgrade" => "POST",
-        "/debug/stall" if debug_hooks() => "POST",
+        "/debug/stall" | "/debug/panic" | "/debug/seal" if debug_hooks() => "POST",
         page if page::file(page).is_some() => "GET, HEAD",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
@@ -166,7 +166,9 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
         "/warm" => warm(state, request).await,
         "/reload" => reload(state).await,
         "/upgrade" => upgrade(state).await,
-        "/debug/stall" => stall(state, request.uri().query().unwrap_or_default()),
+        "/debug/stall" | "/debug/panic" | "/debug/seal" => {
+            disturb(state, &path["/debug/".len()..], request.uri().query().unwrap_or_default())
+        }
         "/snapshot" => save(state).await,
         _ => {
             state.drain_requested.notify_one();
@@ -217,21 +219,28 @@ fn debug_hooks() -> bool {
     std::env::var_os("PILOTLIGHT_DEBUG_HOOKS").is_some()
 }
 
-/// `shard=N&ms=N`: that shard does nothing for so long, as if its thread had been stopped.
-fn stall(state: &State, query: &str) -> Reply {
+/// `shard=N`, and `ms=N` where it is to stall: that shard does nothing for so long, as if its thread had been stopped. Or it panics, or
+/// cannot wait for anything any more.
+fn disturb(state: &State, how: &str, query: &str) -> Reply {
     let number = |wanted: &str| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == wanted)?.1.parse::<u64>().ok()
     };
-    match (number("shard"), number("ms")) {
-        (Some(shard), Some(ms @ ..=STALL_MS_MAX)) if shard < state.shards.count() as u64 => {
-            if state.shards.send(shard as usize, Command::Stall { ms }) {
-                reply_json(StatusCode::ACCEPTED, &json!({ "shard": shard, "ms": ms }))
+    let command = match (how, number("ms")) {
+        ("stall", Some(ms @ ..=STALL_MS_MAX)) => Some(Command::Stall { ms }),
+        ("panic", _) => Some(Command::Panic),
+        ("seal", _) => Some(Command::Seal),
+        _ => None,
+    };
+    match (number("shard"), command) {
+        (Some(shard), Some(command)) if shard < state.shards.count() as u64 => {
+            if state.shards.send(shard as usize, command) {
+                reply_json(StatusCode::ACCEPTED, &json!({ "shard": shard, "ms": number("ms") }))
             } else {
                 undone(&DispatchError::Busy)
             }
         }
-        _ => error(StatusCode::BAD_REQUEST, "bad_request", "expected ?shard=NUMBER&ms=NUMBER"),
+        _ => error(StatusCode::BAD_REQUEST, "bad_request", "expected ?shard=NUMBER, and &ms=NUMBER for a stall"),
     }
 }
 

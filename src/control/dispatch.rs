@@ -169,7 +169,7 @@ pub(super) async fn save(state: &State, is_last: bool) -> Result<Saved, SaveErro
     match &result {
         Ok(saved) => tracing::info!(saved.entries, saved.bytes, took = ?saved.duration, "cache saved"),
         Err(error) => {
-            store.failed();
+            store.failed(error);
             tracing::error!(%error, "the cache cannot be saved; the snapshot before is kept");
         }
     }
