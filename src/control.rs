@@ -12,6 +12,7 @@ pub mod histogram;
 pub mod link;
 pub mod listener;
 mod live;
+pub mod memory;
 mod openmetrics;
 mod page;
 mod process;
@@ -157,6 +158,11 @@ impl State {
     fn next_id(&self) -> u64 {
         self.last_id.set(self.last_id.get() + 1);
         self.last_id.get()
+    }
+
+    /// It drains, or is about to: another process accepts.
+    fn is_leaving(&self) -> bool {
+        self.draining.get() || self.successor_pid.get().is_some()
     }
 
     fn all_ended(&self) -> bool {

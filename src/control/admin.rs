@@ -1,6 +1,7 @@
 //! The admin HTTP server: ordinary code on the control thread. It answers from what the shards share, so it answers also when every
 //! shard is stuck; only `/purge` waits for them, and not for ever. Everything is bounded: connections, heads, bodies, time.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -63,8 +64,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let spare = Rc::new(Spare::default());
+    spare.keep();
     loop {
-        let Ok(stream) = accept().await else {
+        let mut accepted = accept().await;
+        if accepted.is_err() && spare.0.take().is_some() {
+            // Whoever asks what is wrong when all descriptors are taken gets the one that was kept for that.
+            accepted = accept().await;
+        }
+        let Ok(stream) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
@@ -72,7 +80,23 @@ where
         while open.len() >= CONNECTIONS_MAX {
             open.pop_front().inspect(JoinHandle::abort);
         }
-        open.push_back(tokio::task::spawn_local(connection(stream, state.clone())));
+        let (state, spare) = (state.clone(), spare.clone());
+        open.push_back(tokio::task::spawn_local(async move {
+            connection(stream, state).await;
+            spare.keep();
+        }));
+    }
+}
+
+/// A descriptor that is kept for an operator.
+#[derive(Default)]
+struct Spare(Cell<Option<std::fs::File>>);
+
+impl Spare {
+    /// Takes one again, where there is none and one is to be had: best right after a connection has given back its own.
+    fn keep(&self) {
+        let kept = self.0.take().or_else(|| std::fs::File::open("/dev/null").ok());
+        self.0.set(kept);
     }
 }
 
@@ -330,6 +354,11 @@ fn undone(why: &DispatchError) -> Reply {
         DispatchError::Busy => {
             error(StatusCode::SERVICE_UNAVAILABLE, "busy", "earlier commands are still waiting for the shards")
         }
+        DispatchError::Replaced => error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "replaced",
+            "another process serves by now: ask once more, and it will answer",
+        ),
         DispatchError::Unrecorded(why) => {
             let detail = format!("dropped, but after a restart it may be there again: {why}");
             error(StatusCode::INTERNAL_SERVER_ERROR, "purge_not_recorded", &detail)

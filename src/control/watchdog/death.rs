@@ -79,7 +79,11 @@ mod tests {
     fn a_loop_that_burns_its_core_is_dead_and_one_that_stands_still_is_not() {
         let seen = |beat_ms, cpu_ms| ThreadSeen { is_gone: false, beat_ms: Some(beat_ms), cpu_ms: Some(cpu_ms) };
         assert_eq!(found(60, |now_ms| seen(now_ms, now_ms)), None, "busy, and going round");
-        assert_eq!(found(60, |now_ms| seen(now_ms.min(10_000), now_ms.min(10_000))), None, "stopped, or without a core");
+        assert_eq!(
+            found(60, |now_ms| seen(now_ms.min(10_000), now_ms.min(10_000))),
+            None,
+            "stopped, or without a core"
+        );
         let spins = |now_ms: u64| seen(now_ms.min(10_000), now_ms);
         assert_eq!(found(60, spins), Some(10_000 + TURN_CPU_MS_MAX));
         // Half a core is all that it gets.
