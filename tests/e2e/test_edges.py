@@ -259,7 +259,7 @@ def test_a_wall_clock_that_jumps_changes_no_age(origin, tmp_path):
             assert is_hit(gateway.get(f"/new/{turn}"))
             age = gateway.metrics().sum("pilotlight_snapshot_age_seconds")
             assert max(jump, 0) <= age <= max(jump, 0) + 60, f"{jump}: the snapshot is {age} s old"
-            if turn in (1, 3):
+            if turn == 3:
                 # A clock that goes back keeps nothing alive.
                 wait_until(lambda: time.monotonic() > stored_at + 3.1, 5, "the end of its lifetime")
                 assert not is_hit(gateway.get(f"/brief/{turn}")), "its two seconds are over"
@@ -277,6 +277,8 @@ def parsed(date):
 
 def test_a_snapshot_that_cannot_be_saved_is_found_and_purges_hold(origin, tmp_path):
     origin.on("/big/", lambda r: Reply(os.urandom(100_000)))
+    # The port changes with the process, and is part of the key where the host has it.
+    host = {"Host": "a.test"}
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode != 0:
@@ -284,26 +286,26 @@ def test_a_snapshot_that_cannot_be_saved_is_found_and_purges_hold(origin, tmp_pa
     try:
         config = CONFIG + f'[cache]\nsnapshot = "{disk}/cache"\nsnapshot_interval = "100ms"\n'
         with serve(origin, config) as gateway:
-            gateway.get("/kept")
-            gateway.get("/purged")
+            gateway.get("/kept", host)
+            gateway.get("/purged", host)
             wait_until(lambda: gateway.metrics().sum("pilotlight_snapshot_entries") == 2, 10, "the first snapshot")
             for n in range(20):
-                gateway.get(f"/big/{n}")
+                gateway.get(f"/big/{n}", host)
             found = wait_until(lambda: gateway.status()["findings"], 10, "the finding")
             assert [(one["kind"], one["subject"]) for one in found] == [("snapshot_failing", "snapshot")], found
             assert "No space left on device" in found[0]["detail"]
             assert gateway.metrics().sum("pilotlight_finding_active", kind="snapshot_failing", subject="snapshot") == 1
-            gateway.purge("/purged")
+            gateway.purge("http://a.test/purged")
             os.kill(gateway.pid, signal.SIGKILL)
             gateway.process.wait()
             gateway.process.returncode = 0
         with serve(origin, config) as gateway:
-            assert is_hit(gateway.get("/kept")), "the snapshot before"
-            assert not is_hit(gateway.get("/purged")), "purged, though nothing could be saved since"
+            assert is_hit(gateway.get("/kept", host)), "the snapshot before"
+            assert not is_hit(gateway.get("/purged", host)), "purged, though nothing could be saved since"
             for n in range(20):
-                gateway.get(f"/big/{n}")
+                gateway.get(f"/big/{n}", host)
             wait_until(lambda: gateway.status()["findings"], 10, "the finding")
-            gateway.purge(prefix="/big/")
+            gateway.purge(prefix="http://a.test/big/")
             wait_until(lambda: not gateway.status()["findings"], 10, "its end")
             assert "snapshot_failing" in [one["kind"] for one in gateway.status()["recent_findings"]]
     finally:
