@@ -370,8 +370,17 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
 }
 
 thread_local! {
-    /// When this shard last said that it cannot accept.
+    /// When this shard last said that it cannot connect clients, or to upstreams.
     static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// All that a shard connects fails together, and many times a second: the log is told once a second.
+pub fn complain(say: impl FnOnce()) {
+    let now = clock::mono_ns();
+    if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
+        COMPLAINED_NS.set(now);
+        say();
+    }
 }
 
 /// After an accept that failed: at once where one connection was lost, later where the next one would fail too.
@@ -386,12 +395,7 @@ async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error, lost_in_r
         return;
     }
     *lost_in_row = 0;
-    // All accepts of a shard fail together, twenty times a second: the log is told once a second.
-    let now = clock::mono_ns();
-    if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
-        COMPLAINED_NS.set(now);
-        tracing::warn!(shard = shard.id, reason = fault.as_str(), %error, "cannot accept connections");
-    }
+    complain(|| tracing::warn!(shard = shard.id, reason = fault.as_str(), %error, "cannot accept connections"));
     monoio::time::sleep(ACCEPT_PAUSE).await;
 }
 

@@ -3,6 +3,7 @@
 use super::body::Source;
 use super::core::{LARGE_READ_BYTES, Shard};
 use super::deadlines::DeadlineKey;
+use super::listener;
 use super::stream::{Connected, WriteHalf, peek};
 use crate::config::Addr;
 use crate::route::balance::MemberId;
@@ -110,7 +111,10 @@ async fn connect_to(addr: &Addr, timeout: Duration) -> Result<Connected, Failure
     match monoio::time::timeout(timeout, connecting).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(REFUSED),
-        Ok(Err(error)) if is_exhaustion(&error) => Err(EXHAUSTED),
+        Ok(Err(error)) if is_exhaustion(&error) => {
+            listener::complain(|| tracing::warn!(upstream = %addr, %error, "cannot connect to an upstream"));
+            Err(EXHAUSTED)
+        }
         Ok(Err(_)) => Err(UNREACHABLE),
         Err(_) => Err(CONNECT_TIMEOUT),
     }

@@ -4,6 +4,7 @@ At each the gateway holds back, says so in its log and its metrics, and goes on 
 Never does it spin, break, or serve what is wrong.
 """
 
+import collections
 import contextlib
 import glob
 import os
@@ -90,7 +91,7 @@ def test_no_descriptor_left(origin):
         assert metrics.sum("pilotlight_accept_errors_total", reason="descriptors") > 0
         assert metrics.sum("pilotlight_upstream_server_ejections_total") == 0
         assert metrics.sum("pilotlight_upstream_requests_total", result="overloaded") == 1
-        lines = re.findall(r"cannot accept connections.*reason=\"descriptors\"", plain(gateway.log))
+        lines = re.findall(r"cannot accept connections.*reason=\"descriptors\"|cannot connect to an up", plain(gateway.log))
         assert 1 <= len(lines) <= 2 * (time.monotonic() - started + 2), "one a second from each shard"
         resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (hard, hard))
         for client in clients:
@@ -102,6 +103,13 @@ def test_no_descriptor_left(origin):
 # --- The ring --------------------------------------------------------------------------------------------------------
 
 
+def completions(pid):
+    """How many each ring of a process has room for."""
+    rings = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if "io_uring" in os.readlink(fd)]
+    infos = [Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text() for fd in rings]
+    return [int(re.search(r"CqMask:\s*(\w+)", info)[1], 16) + 1 for info in infos]
+
+
 def test_more_events_at_once_than_the_ring_holds(origin):
     """Everybody asks in the same instant, and the ring holds 32 completions: all are answered, none twice."""
     body = "x" * 3000
@@ -109,6 +117,7 @@ def test_more_events_at_once_than_the_ring_holds(origin):
     with serve(origin, env={**HOOKS, "PILOTLIGHT_RING_ENTRIES": "16"}) as gateway, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect()) for _ in range(1200)]
         assert clients[0].request("GET", "/a").status == 200
+        assert completions(gateway.pid) == [32, 32]
         wait_until(lambda: gateway.metrics().sum("pilotlight_connections") == len(clients), 20, "all connections")
         request = clients[0].request_bytes("GET", "/a")
         gateway.signal(signal.SIGSTOP)
@@ -362,6 +371,61 @@ def test_a_purge_at_the_end_of_an_upgrade_is_not_lost(origin):
         assert gateway.wait(10) == 0
         gateway.purge(prefix="/")
         wait_until(lambda: not children(child), 5, "no third process")
+
+
+def test_an_upgrade_while_the_cache_is_being_saved_hands_it_over(origin, tmp_path):
+    config = UPGRADED + f'[cache]\nsnapshot = "{tmp_path}/cache"\nsnapshot_interval = "0s"\n'
+    origin.on("/", lambda r: Reply(r.target * 4000))
+    host = {"Host": "a.test"}
+    with Upgraded(origin, config) as gateway:
+        for n in range(300):
+            gateway.get(f"/{n}", host)
+        end, statuses = threading.Event(), set()
+
+        def save():
+            while not end.is_set():
+                with contextlib.suppress(OSError, HttpError):
+                    statuses.add(http(gateway.admin, "POST", "/snapshot", (), b"").status)
+
+        saving = threading.Thread(target=save)
+        saving.start()
+        try:
+            assert gateway.upgrade().returncode == 0
+        finally:
+            end.set()
+            saving.join()
+        assert gateway.wait(15) == 0
+        # Until the old process has ended the files are its own, and the new one may not write them.
+        assert 200 in statuses and statuses <= {200, 500}, statuses
+        assert all(is_hit(gateway.get(f"/{n}", host)) for n in range(0, 300, 10))
+        assert http(gateway.admin, "POST", "/snapshot", (), b"").status == 200
+
+
+def test_purges_between_reloads_hold(origin):
+    """A purge comes before a reload or behind it, and is answered when it holds, whichever way."""
+    versions = [0]
+    origin.on("/", lambda r: Reply(str(versions[0])))
+    with serve(origin) as gateway:
+        text = Path(gateway.config_path).read_text()
+        end, results, lifetimes = threading.Event(), set(), collections.deque((3, 4))
+
+        def reload():
+            while not end.is_set():
+                lifetimes.rotate(1)
+                Path(gateway.config_path).write_text(text.replace('ttl = "2s"', f'ttl = "{lifetimes[0]}s"'))
+                results.add(http(gateway.admin, "POST", "/reload", (), b"").status)
+
+        reloading = threading.Thread(target=reload)
+        reloading.start()
+        try:
+            for turn in range(40):
+                assert gateway.get("/a").text == str(turn)
+                versions[0] = turn + 1
+                gateway.purge(prefix="/")
+        finally:
+            end.set()
+            reloading.join()
+        assert results == {200}, results
 
 
 def test_a_new_process_that_is_killed_changes_nothing(origin):
