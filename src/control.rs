@@ -12,6 +12,7 @@ pub mod histogram;
 pub mod link;
 pub mod listener;
 mod live;
+pub mod memory;
 mod openmetrics;
 mod page;
 mod process;
@@ -58,6 +59,8 @@ const END_CHECK_EVERY: Duration = Duration::from_millis(20);
 
 /// Longest wait for the cache to be saved at the end. Together with a drain of 30 s it is within what systemd grants.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long the other shards may go on when one is dead.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// After a save that failed, nobody's wish for another one is heard for so long.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
 
@@ -103,6 +106,8 @@ pub enum Ended {
     Forced,
     /// All shards ended, and nobody had asked for it.
     ShardsGone,
+    /// A shard is dead: the gateway is not whole without it.
+    ShardLost,
 }
 
 /// What the tasks of the control thread share.
@@ -131,6 +136,8 @@ struct State {
     page_bytes: Cell<usize>,
     draining: Cell<bool>,
     drain_requested: Notify,
+    /// The watchdog has found a shard dead.
+    shard_lost: Notify,
     snapshot: Option<Arc<snapshot::Store>>,
     /// It should be saved before its interval is over.
     snapshot_due: Notify,
@@ -154,6 +161,11 @@ impl State {
     fn next_id(&self) -> u64 {
         self.last_id.set(self.last_id.get() + 1);
         self.last_id.get()
+    }
+
+    /// It drains, or is about to: another process accepts.
+    fn is_leaving(&self) -> bool {
+        self.draining.get() || self.successor_pid.get().is_some()
     }
 
     fn all_ended(&self) -> bool {
@@ -193,6 +205,7 @@ impl Control {
             page_bytes: Cell::new(0),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
+            shard_lost: Notify::new(),
             snapshot: self.snapshot,
             snapshot_due: Notify::new(),
             saving: tokio::sync::Mutex::new(()),
@@ -249,6 +262,7 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
         () = signals.next() => {}
         () = state.drain_requested.notified() => {}
         () = all_ended(state) => return Ended::ShardsGone,
+        () = state.shard_lost.notified() => return without_a_shard(state, on_drain, sockets_kept).await,
     }
     let drain_timeout = state.config.server.drain_timeout;
     tracing::info!(timeout = ?drain_timeout, "draining");
@@ -279,6 +293,20 @@ async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Sen
             ended
         }
     }
+}
+
+/// A dead shard takes with it the keys that it owns and the slots that it keeps, and its listener still gets its part of the clients. So the
+/// others end soon, for somebody to start the gateway anew. The snapshot stays as it is: another one would lack what the dead one had.
+async fn without_a_shard(state: &State, on_drain: Box<dyn Fn() + Send>, sockets_kept: bool) -> Ended {
+    let within = LAST_ANSWERS_WITHIN.min(state.config.server.drain_timeout);
+    tracing::error!(?within, "a shard is dead: the others finish what they can, and the gateway ends");
+    state.draining.set(true);
+    service::stopping();
+    on_drain();
+    let command = if sockets_kept { link::Command::Leave } else { link::Command::Drain };
+    let drained = async { tokio::join!(dispatch::drain(state, &command), all_ended(state)) };
+    let _ = tokio::time::timeout(within, drained).await;
+    Ended::ShardLost
 }
 
 /// Saves the cache whenever the interval is over, or sooner where it is asked for.

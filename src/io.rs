@@ -21,6 +21,7 @@ pub mod pass;
 pub mod pool;
 pub mod reply;
 pub mod runtime;
+pub mod seal;
 pub mod serve;
 pub mod setup;
 pub mod shield;

@@ -189,6 +189,8 @@
 //! - No second fetch of a key while its lease lasts, except after a purge, for another variant, or beyond the bound on waiters.
 //! - No stored response half received, and none that its origin forbade to share.
 //! - No panic on what a peer sends; a panic of our own ends one connection, not its shard.
+//! - No gateway that goes on without one of its shards: with its keys, its slots and its listener it would fail a part of everybody's
+//!   requests. When one is dead the others finish, and the process ends for a supervisor to start it.
 
 pub mod base;
 pub mod bench;

@@ -75,6 +75,7 @@ fn serve(config: Config, load: boot::Load) -> ExitCode {
     start_log();
     match boot::serve(config, load) {
         Ok(Ended::ShardsGone) => refuse(&"every shard has ended; see the log for why", EXIT_REFUSED),
+        Ok(Ended::ShardLost) => refuse(&"a shard is dead; see the log for what it died of", EXIT_REFUSED),
         Ok(ended) => {
             tracing::info!(?ended, "ended");
             ExitCode::SUCCESS

@@ -25,7 +25,7 @@ pub enum FetchResult {
     Reset,
     /// What came back is not HTTP, or over a limit.
     Invalid,
-    /// The queue for a slot was full, or the wait for one too long: upstream was not asked.
+    /// The queue for a slot was full, the wait for one too long, or the gateway had nothing left to connect with: upstream was not asked.
     Overloaded,
     /// Given up by us: the client left and nobody else wanted it, or the gateway ends.
     Cancelled,
@@ -136,6 +136,35 @@ impl DropReason {
     }
 }
 
+/// Why a connection could not be accepted; the value of the metric label `reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum AcceptFault {
+    /// The client gave up before it was accepted, or the network or a filter lost it.
+    Lost,
+    /// No file descriptor is left, to this process or to the system.
+    Descriptors,
+    /// The kernel has no memory for it.
+    Memory,
+    Other,
+}
+
+impl AcceptFault {
+    /// Every reason, in the order of `as usize`.
+    pub const ALL: [Self; 4] = [Self::Lost, Self::Descriptors, Self::Memory, Self::Other];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Descriptors => "descriptors",
+            Self::Memory => "memory",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// What became of a wish to send a request again; the value of the metric label `result`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -208,6 +237,7 @@ pub struct ShardMetrics {
     connections_active: Gauge,
     connections_idle: Gauge,
     accepted: Counter,
+    accept_faults: [Counter; AcceptFault::ALL.len()],
     /// Requests that wait for a fetch which somebody else started.
     waiters: Gauge,
     lease_wait: Histogram,
@@ -387,6 +417,10 @@ impl Telemetry {
         self.shard.accepted.increment(1);
     }
 
+    pub fn accept_failed(&self, fault: AcceptFault) {
+        self.shard.accept_faults[fault as usize].increment(1);
+    }
+
     /// Connections with a request in progress, and those that wait for one.
     #[inline]
     pub fn connections(&self, active: usize, idle: usize) {
@@ -506,6 +540,8 @@ impl ShardMetrics {
             connections_active: connections("active"),
             connections_idle: connections("idle"),
             accepted: counter!("pilotlight_connections_accepted_total", "shard" => shard.clone()),
+            accept_faults: AcceptFault::ALL
+                .map(|fault| counter!("pilotlight_accept_errors_total", "reason" => fault.as_str())),
             waiters: gauge!("pilotlight_waiters"),
             lease_wait: histogram!("pilotlight_lease_wait_seconds"),
             staleness: histogram!("pilotlight_staleness_served_seconds"),
@@ -559,6 +595,7 @@ fn describe() {
     histogram!("pilotlight_shard_loop_lag_seconds", "Delay of the shard's event loop.");
     gauge!("pilotlight_connections", "Client connections: active has a request in progress, idle waits for one.");
     counter!("pilotlight_connections_accepted_total", "Client connections accepted.");
+    counter!("pilotlight_accept_errors_total", "Attempts to accept a connection that failed, by reason.");
     counter!("pilotlight_rejected_total", "Connections and requests refused by reason.");
     gauge!("pilotlight_waiters", "Requests that wait for a fetch which another request started.");
     histogram!("pilotlight_lease_wait_seconds", "Wait for a fetch which another request started.");
@@ -572,6 +609,7 @@ mod tests {
     #[test]
     fn enums_index_their_arrays() {
         assert!(FetchResult::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+        assert!(AcceptFault::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(DropReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(Phase::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
         assert!(EvictReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));

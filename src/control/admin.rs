@@ -1,6 +1,7 @@
 //! The admin HTTP server: ordinary code on the control thread. It answers from what the shards share, so it answers also when every
 //! shard is stuck; only `/purge` waits for them, and not for ever. Everything is bounded: connections, heads, bodies, time.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -63,8 +64,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let spare = Rc::new(Spare::default());
+    spare.keep();
     loop {
-        let Ok(stream) = accept().await else {
+        let mut accepted = accept().await;
+        if accepted.is_err() && spare.0.take().is_some() {
+            // Whoever asks what is wrong when all descriptors are taken gets the one that was kept for that.
+            accepted = accept().await;
+        }
+        let Ok(stream) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
@@ -72,7 +80,23 @@ where
         while open.len() >= CONNECTIONS_MAX {
             open.pop_front().inspect(JoinHandle::abort);
         }
-        open.push_back(tokio::task::spawn_local(connection(stream, state.clone())));
+        let (state, spare) = (state.clone(), spare.clone());
+        open.push_back(tokio::task::spawn_local(async move {
+            connection(stream, state).await;
+            spare.keep();
+        }));
+    }
+}
+
+/// A descriptor that is kept for an operator.
+#[derive(Default)]
+struct Spare(Cell<Option<std::fs::File>>);
+
+impl Spare {
+    /// Takes one again, where there is none and one is to be had: best right after a connection has given back its own.
+    fn keep(&self) {
+        let kept = self.0.take().or_else(|| std::fs::File::open("/dev/null").ok());
+        self.0.set(kept);
     }
 }
 
@@ -98,7 +122,7 @@ async fn answer(state: &State, request: Request<Incoming>, cut: &Rc<Notify>) -> 
     let allowed = match path.as_str() {
         "/metrics" | "/healthz" | "/readyz" | "/status" | "/events" => "GET, HEAD",
         "/purge" | "/warm" | "/snapshot" | "/drain" | "/reload" | "/upgrade" => "POST",
-        "/debug/stall" if debug_hooks() => "POST",
+        "/debug/stall" | "/debug/panic" | "/debug/seal" if debug_hooks() => "POST",
         page if page::file(page).is_some() => "GET, HEAD",
         _ => return error(StatusCode::NOT_FOUND, "not_found", "see / for what there is"),
     };
@@ -166,7 +190,9 @@ async fn act(state: &State, path: &str, request: Request<Incoming>) -> Reply {
         "/warm" => warm(state, request).await,
         "/reload" => reload(state).await,
         "/upgrade" => upgrade(state).await,
-        "/debug/stall" => stall(state, request.uri().query().unwrap_or_default()),
+        "/debug/stall" | "/debug/panic" | "/debug/seal" => {
+            disturb(state, &path["/debug/".len()..], request.uri().query().unwrap_or_default())
+        }
         "/snapshot" => save(state).await,
         _ => {
             state.drain_requested.notify_one();
@@ -219,21 +245,28 @@ fn debug_hooks() -> bool {
     std::env::var_os("PILOTLIGHT_DEBUG_HOOKS").is_some()
 }
 
-/// `shard=N&ms=N`: that shard does nothing for so long, as if its thread had been stopped.
-fn stall(state: &State, query: &str) -> Reply {
+/// `shard=N`, and `ms=N` where it is to stall: that shard does nothing for so long, as if its thread had been stopped. Or it panics, or
+/// cannot wait for anything any more.
+fn disturb(state: &State, how: &str, query: &str) -> Reply {
     let number = |wanted: &str| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == wanted)?.1.parse::<u64>().ok()
     };
-    match (number("shard"), number("ms")) {
-        (Some(shard), Some(ms @ ..=STALL_MS_MAX)) if shard < state.shards.count() as u64 => {
-            if state.shards.send(shard as usize, Command::Stall { ms }) {
-                reply_json(StatusCode::ACCEPTED, &json!({ "shard": shard, "ms": ms }))
+    let command = match (how, number("ms")) {
+        ("stall", Some(ms @ ..=STALL_MS_MAX)) => Some(Command::Stall { ms }),
+        ("panic", _) => Some(Command::Panic),
+        ("seal", _) => Some(Command::Seal),
+        _ => None,
+    };
+    match (number("shard"), command) {
+        (Some(shard), Some(command)) if shard < state.shards.count() as u64 => {
+            if state.shards.send(shard as usize, command) {
+                reply_json(StatusCode::ACCEPTED, &json!({ "shard": shard, "ms": number("ms") }))
             } else {
                 undone(&DispatchError::Busy)
             }
         }
-        _ => error(StatusCode::BAD_REQUEST, "bad_request", "expected ?shard=NUMBER&ms=NUMBER"),
+        _ => error(StatusCode::BAD_REQUEST, "bad_request", "expected ?shard=NUMBER, and &ms=NUMBER for a stall"),
     }
 }
 
@@ -323,6 +356,11 @@ fn undone(why: &DispatchError) -> Reply {
         DispatchError::Busy => {
             error(StatusCode::SERVICE_UNAVAILABLE, "busy", "earlier commands are still waiting for the shards")
         }
+        DispatchError::Replaced => error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "replaced",
+            "another process serves by now: ask once more, and it will answer",
+        ),
         DispatchError::Unrecorded(why) => {
             let detail = format!("dropped, but after a restart it may be there again: {why}");
             error(StatusCode::INTERNAL_SERVER_ERROR, "purge_not_recorded", &detail)

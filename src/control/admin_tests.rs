@@ -51,6 +51,8 @@ impl Shards for FakeShards {
             | Command::Servers { .. }
             | Command::Export { .. }
             | Command::Stall { .. }
+            | Command::Panic
+            | Command::Seal
             | Command::Prepare { .. }
             | Command::Switch { .. } => {}
             Command::Open { .. } => {}

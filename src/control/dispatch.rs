@@ -54,6 +54,8 @@ impl Doorbell {
 pub(super) enum DispatchError {
     /// Earlier commands took all the time there was.
     Busy,
+    /// Another process serves by now, and has its own cache.
+    Replaced,
     /// These shards did not answer in time, or their rings stayed full.
     Unanswered(Vec<usize>),
     /// The shards have dropped the content, but after a restart it may be there again.
@@ -65,6 +67,9 @@ pub(super) async fn purge(state: &State, selectors: Vec<Selector>) -> Result<u64
     let deadline = Instant::now() + ANSWER_WITHIN;
     // One at a time: the acknowledgements remember only a few ids.
     let _turn = timeout_at(deadline, state.turn.lock()).await.map_err(|_| DispatchError::Busy)?;
+    if state.successor_pid.get().is_some() {
+        return Err(DispatchError::Replaced);
+    }
     let mut purged = Ok(0);
     for selector in &selectors {
         match purge_one(state, selector.clone(), deadline).await {
@@ -139,6 +144,9 @@ pub(super) async fn all(
 pub(super) async fn warm(state: &State, urls: Vec<(String, String)>) -> Result<(), DispatchError> {
     let deadline = Instant::now() + ANSWER_WITHIN;
     let _turn = timeout_at(deadline, state.turn.lock()).await.map_err(|_| DispatchError::Busy)?;
+    if state.successor_pid.get().is_some() {
+        return Err(DispatchError::Replaced);
+    }
     let id = state.next_id();
     let shards = live(state);
     if shards.is_empty() {
@@ -169,7 +177,7 @@ pub(super) async fn save(state: &State, is_last: bool) -> Result<Saved, SaveErro
     match &result {
         Ok(saved) => tracing::info!(saved.entries, saved.bytes, took = ?saved.duration, "cache saved"),
         Err(error) => {
-            store.failed();
+            store.failed(error);
             tracing::error!(%error, "the cache cannot be saved; the snapshot before is kept");
         }
     }

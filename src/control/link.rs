@@ -89,6 +89,10 @@ pub enum Command {
     Open { id: u64, plan: Plan },
     /// Stand still for so long, to see what the rest does. Only where the debug hooks are on.
     Stall { ms: u64 },
+    /// Panic outside of any connection's task. As `Stall`.
+    Panic,
+    /// Have the kernel refuse the event loop's waiting from now on. As `Stall`.
+    Seal,
     /// Stop accepting, finish what is in progress, set `ended`.
     Drain,
     /// The same, but the listening sockets live on in the process that follows.

@@ -13,6 +13,10 @@ pub(super) fn render(page: &mut Page<'_>, started_unix_secs: f64) {
     let memory = memory_bytes();
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory.map(|(_, resident)| resident));
     gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", memory.map(|(virtual_, _)| virtual_));
+    let limit = super::memory::limit();
+    let help =
+        "Memory that this process may use: the least of its control groups, its resource limits and the machine.";
+    gauge("pilotlight_memory_limit_bytes", help, limit.map(|limit| limit.bytes as f64));
     gauge("process_open_fds", "Number of open file descriptors.", open_fds());
     gauge("process_max_fds", "Maximum number of open file descriptors.", max_fds());
     gauge("process_start_time_seconds", "Start time since the Unix epoch in seconds.", Some(started_unix_secs));

@@ -71,7 +71,7 @@ pub(super) enum ReloadError {
 impl From<DispatchError> for ReloadError {
     fn from(error: DispatchError) -> Self {
         match error {
-            DispatchError::Busy => Self::Busy,
+            DispatchError::Busy | DispatchError::Replaced => Self::Busy,
             DispatchError::Unanswered(shards) => Self::Unanswered(shards),
             // Purges alone are recorded.
             DispatchError::Unrecorded(_) => Self::Busy,
@@ -117,7 +117,7 @@ pub(super) async fn reload(state: &State) -> Result<Reloaded, ReloadError> {
 async fn attempt(state: &State) -> Result<Reloaded, ReloadError> {
     let deadline = Instant::now() + ANSWER_WITHIN;
     let _turn = tokio::time::timeout_at(deadline, state.turn.lock()).await.map_err(|_| ReloadError::Busy)?;
-    if state.draining.get() {
+    if state.is_leaving() {
         return Err(ReloadError::Draining);
     }
     let generation = state.generation.get();

@@ -101,6 +101,8 @@ pub struct Store {
     files: Mutex<Files>,
     exports: Mutex<Exports>,
     numbers: Mutex<Numbers>,
+    /// Since when saves fail, by `monotonic_ms`, and why the last one did.
+    trouble: Mutex<Option<(u64, String)>>,
 }
 
 #[derive(Default)]
@@ -143,6 +145,7 @@ impl Store {
             files: Mutex::default(),
             exports: Mutex::new(Exports { receiver: exports, last: Vec::new() }),
             numbers: Mutex::default(),
+            trouble: Mutex::default(),
         }
     }
 
@@ -236,11 +239,23 @@ impl Store {
         numbers.saved_unix_ms = Some(header.saved_unix_ms);
         numbers.last = Some(saved);
         numbers.saves += 1;
+        *lock(&self.trouble) = None;
         Ok(saved)
     }
 
-    pub(super) fn failed(&self) {
+    pub(super) fn failed(&self, why: &SaveError) {
         lock(&self.numbers).failures += 1;
+        // The purge that came between asks for the next save itself.
+        if !matches!(why, SaveError::Overtaken) {
+            let mut trouble = lock(&self.trouble);
+            let since_ms = trouble.as_ref().map_or_else(monotonic_ms, |(since_ms, _)| *since_ms);
+            *trouble = Some((since_ms, why.to_string()));
+        }
+    }
+
+    /// Since when saves fail, by `monotonic_ms`, and why; `None` when the last one did not.
+    pub(super) fn trouble(&self) -> Option<(u64, String)> {
+        lock(&self.trouble).clone()
     }
 
     /// Makes sure that what these selectors mean does not come back with the next start; the shards have dropped it already. Returns

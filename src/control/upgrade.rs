@@ -87,7 +87,7 @@ pub(super) async fn upgrade(state: &State) -> Result<u32, UpgradeError> {
 async fn attempt(state: &State) -> Result<u32, UpgradeError> {
     // Held to the end: what a purge drops here, the new process might have fetched before.
     let turn = timeout(ANSWER_WITHIN, state.turn.lock()).await.map_err(|_| UpgradeError::Busy)?;
-    if state.draining.get() {
+    if state.is_leaving() {
         return Err(UpgradeError::Draining);
     }
     let within = state.config.server.upgrade_timeout;

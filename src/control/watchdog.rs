@@ -5,12 +5,15 @@
 //! because control itself did not run, or because the shard that publishes the numbers stands still, it does not judge.
 
 pub(super) mod board;
+mod death;
 mod finding;
 mod latency;
 mod observe;
 mod slots;
 
 use std::time::Duration;
+
+use death::{Deaths, ThreadSeen};
 
 pub(super) use board::{Board, Event, Finding};
 pub(super) use finding::{Condition, Kind};
@@ -38,6 +41,10 @@ pub(super) struct Seen {
     /// Requests by route that took part in the judgement of latency; only those that are new since the last look need be here.
     pub(super) routes: Vec<RouteSeen>,
     pub(super) aged: Vec<AgeSeen>,
+    /// Each shard's thread.
+    pub(super) threads: Vec<ThreadSeen>,
+    /// Since when saving the cache fails, and why, if it does.
+    pub(super) snapshot: Option<(u64, String)>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -101,11 +108,12 @@ pub(super) struct Watchdog {
     checked_ms: u64,
     upstreams: Vec<UpstreamWatch>,
     latency: Latency,
+    deaths: Deaths,
 }
 
 impl Watchdog {
     pub(super) fn new(now_ms: u64) -> Self {
-        Self { checked_ms: now_ms, upstreams: Vec::new(), latency: Latency::default() }
+        Self { checked_ms: now_ms, upstreams: Vec::new(), latency: Latency::default(), deaths: Deaths::default() }
     }
 
     /// Looks at what is there, tells the board, and returns what is new on it.
@@ -121,9 +129,10 @@ impl Watchdog {
             return Vec::new();
         }
         let mut conditions: Vec<Condition> = beats().filter_map(|(at, beat_ms)| stall(at, beat_ms, now_ms)).collect();
+        conditions.extend(self.deaths.look(now_ms, &seen.threads));
         if blind {
             // What was found stays found, and nothing else is.
-            return board.update_only(Kind::ShardStalled, now_ms, conditions);
+            return board.update_only(&[Kind::ShardStalled, Kind::ShardDead], now_ms, conditions);
         }
         self.upstreams.resize_with(seen.upstreams.len(), UpstreamWatch::default);
         for (watch, upstream) in self.upstreams.iter_mut().zip(&seen.upstreams) {
@@ -131,6 +140,12 @@ impl Watchdog {
         }
         conditions.extend(self.latency.look(now_ms, &seen.routes));
         conditions.extend(seen.aged.iter().filter_map(|aged| too_old(aged, now_ms)));
+        conditions.extend(seen.snapshot.clone().map(|(since_ms, detail)| Condition {
+            kind: Kind::SnapshotFailing,
+            subject: "snapshot".to_owned(),
+            since_ms,
+            detail,
+        }));
         board.update(now_ms, conditions)
     }
 }
@@ -212,6 +227,21 @@ mod tests {
         assert_eq!(kinds(1), [(true, Kind::ShardStalled), (false, Kind::ShardStalled)]);
         let through = [(true, Kind::SlotsExhausted), (true, Kind::ShardStalled), (false, Kind::ShardStalled)];
         assert_eq!(kinds(4), through, "what was found before goes on");
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_saved_is_named_until_it_can() {
+        let (mut dog, mut board) = (Watchdog::new(0), Board::default());
+        let mut look = |now_ms, failing: Option<u64>| {
+            let snapshot = failing.map(|since_ms| (since_ms, "no space".to_owned()));
+            dog.look(now_ms, &Seen { snapshot, ..Seen::default() }, &mut board)
+        };
+        assert!(look(250, None).is_empty());
+        let began = look(500, Some(400));
+        let [Event::Began(finding)] = began.as_slice() else { panic!("{began:?}") };
+        assert_eq!((finding.kind, finding.since_ms, finding.detail.as_str()), (Kind::SnapshotFailing, 400, "no space"));
+        assert!(look(1_000, None).is_empty());
+        assert!(matches!(look(1_750, None).as_slice(), [Event::Ended { .. }]));
     }
 
     #[test]

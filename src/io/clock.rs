@@ -22,11 +22,11 @@ pub fn mono_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch; a clock that was set before it stands at 0.
 #[must_use]
 pub fn unix_ms() -> u64 {
     let time = read(libc::CLOCK_REALTIME);
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+    time.tv_sec.max(0) as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
 }
 
 /// Both clocks.

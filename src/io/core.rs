@@ -10,6 +10,7 @@ use super::leaving::Leaving;
 use super::listener::{self, Listening};
 use super::mailbox::{Inbox, Mail, Outbox, Parcel};
 use super::reply::{Leftover, Replies};
+use super::seal;
 use super::shield;
 use super::spin::Spin;
 use super::upstream::Upstream;
@@ -374,6 +375,8 @@ impl Shard {
             Command::Prepare { id, plan } => self.prepare(id, &plan),
             Command::Switch { id, plan } => self.switch(id, &plan),
             Command::Stall { ms } => std::thread::sleep(Duration::from_millis(ms)),
+            Command::Panic => panic!("a test has asked for it"),
+            Command::Seal => seal::seal(self.id),
             Command::Open { id, plan } => self.open(id, &plan),
             Command::Drain => self.start_drain(true),
             Command::Leave => self.start_drain(false),

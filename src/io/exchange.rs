@@ -374,7 +374,7 @@ pub fn is_well(result: &Result<u16, Failure>) -> Option<bool> {
     match *result {
         // What stands between us and the application says that it cannot reach it, or has too much to do.
         Ok(status) => Some(!matches!(status, 502..=504)),
-        Err(CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE) => None,
+        Err(CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE | pool::EXHAUSTED) => None,
         Err(_) => Some(false),
     }
 }
@@ -600,7 +600,7 @@ fn result_of(failure: Failure) -> FetchResult {
         pool::REFUSED | pool::UNREACHABLE => FetchResult::Refused,
         pool::CONNECT_TIMEOUT | FIRST_BYTE_TIMEOUT | TOTAL_TIMEOUT => FetchResult::Timeout,
         CLOSED => FetchResult::Reset,
-        QUEUE_FULL | QUEUE_TIMEOUT | OVERLOADED => FetchResult::Overloaded,
+        QUEUE_FULL | QUEUE_TIMEOUT | OVERLOADED | pool::EXHAUSTED => FetchResult::Overloaded,
         CLIENT_GONE | CLIENT_TIMEOUT | CLIENT_MALFORMED | BODY_TOO_LARGE => FetchResult::Cancelled,
         _ => FetchResult::Invalid,
     }

@@ -6,6 +6,7 @@ use super::downstream::{self, Client};
 use super::mailbox::Parcel;
 use super::stream::Connected;
 use crate::config::Addr;
+use crate::telemetry::AcceptFault;
 use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -29,6 +30,8 @@ const ACCEPTS: usize = 4;
 const BACKLOG: i32 = 4096;
 /// Wait after an accept that failed for want of descriptors or memory: never spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that may be lost in a row before it is taken for a fault that lasts. Fewer cost others no time.
+const LOST_IN_ROW_MAX: u32 = 32;
 
 /// The reason in metrics.
 pub const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
@@ -269,30 +272,37 @@ impl<L> Drop for Door<L> {
 // An accept that is cancelled may have taken a connection all the same: it is served like any other.
 
 async fn accept_tcp(door: Door<TcpListener>) {
-    let shard = Rc::clone(&door.shard);
+    let (shard, mut lost_in_row) = (Rc::clone(&door.shard), 0);
     while !door.stopped.get() {
         match door.accept.cancelable_accept(door.cancel.clone()).await {
-            Ok((stream, peer)) => match emptier(&shard) {
-                Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Tcp),
-                None => admit(&shard, Connected::tcp(stream, peer)),
-            },
-            Err(error) => pause(&shard, &door.stopped, &error).await,
+            Ok((stream, peer)) => {
+                lost_in_row = 0;
+                match emptier(&shard) {
+                    Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Tcp),
+                    None => admit(&shard, Connected::tcp(stream, peer)),
+                }
+            }
+            Err(error) => pause(&shard, &door.stopped, &error, &mut lost_in_row).await,
         }
     }
 }
 
 async fn accept_unix(door: Door<UnixListener>) {
-    let shard = Rc::clone(&door.shard);
+    let (shard, mut lost_in_row) = (Rc::clone(&door.shard), 0);
     while !door.stopped.get() {
-        match door.accept.cancelable_accept(door.cancel.clone()).await {
+        let taken = match door.accept.cancelable_accept(door.cancel.clone()).await {
             Ok((stream, _)) => match emptier(&shard) {
-                Some(to) => hand_over(&shard, to, stream.into_raw_fd(), Family::Unix),
-                None => match Connected::unix(stream) {
-                    Ok(connected) => admit(&shard, connected),
-                    Err(error) => pause(&shard, &door.stopped, &error).await,
-                },
+                Some(to) => {
+                    hand_over(&shard, to, stream.into_raw_fd(), Family::Unix);
+                    Ok(())
+                }
+                None => Connected::unix(stream).map(|connected| admit(&shard, connected)),
             },
-            Err(error) => pause(&shard, &door.stopped, &error).await,
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(()) => lost_in_row = 0,
+            Err(error) => pause(&shard, &door.stopped, &error, &mut lost_in_row).await,
         }
     }
 }
@@ -360,19 +370,55 @@ fn connected(fd: OwnedFd, family: Family) -> io::Result<Connected> {
 }
 
 thread_local! {
-    /// When this shard last said that it cannot accept.
+    /// When this shard last said that it cannot connect clients, or to upstreams.
     static COMPLAINED_NS: Cell<u64> = const { Cell::new(0) };
 }
 
-async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error) {
-    if !stopped.get() {
-        // All accepts of a shard fail together, twenty times a second: the log is told once a second.
-        let now = clock::mono_ns();
-        if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
-            COMPLAINED_NS.set(now);
-            tracing::warn!(shard = shard.id, %error, "cannot accept a connection");
-        }
-        monoio::time::sleep(ACCEPT_PAUSE).await;
+/// All that a shard connects fails together, and many times a second: the log is told once a second.
+pub fn complain(say: impl FnOnce()) {
+    let now = clock::mono_ns();
+    if now.saturating_sub(COMPLAINED_NS.get()) >= 1_000_000_000 {
+        COMPLAINED_NS.set(now);
+        say();
+    }
+}
+
+/// After an accept that failed: at once where one connection was lost, later where the next one would fail too.
+async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error, lost_in_row: &mut u32) {
+    if stopped.get() {
+        return;
+    }
+    let fault = fault_of(error);
+    shard.telemetry.accept_failed(fault);
+    *lost_in_row = if fault == AcceptFault::Lost { *lost_in_row + 1 } else { 0 };
+    if (1..=LOST_IN_ROW_MAX).contains(lost_in_row) {
+        return;
+    }
+    *lost_in_row = 0;
+    complain(|| tracing::warn!(shard = shard.id, reason = fault.as_str(), %error, "cannot accept connections"));
+    monoio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// accept(2): what has become of the one connection is no fault of the listener, and errors of the network that are pending on it count as
+/// such.
+fn fault_of(error: &io::Error) -> AcceptFault {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => AcceptFault::Descriptors,
+        Some(libc::ENOBUFS | libc::ENOMEM) => AcceptFault::Memory,
+        Some(
+            libc::ECONNABORTED
+            | libc::EPERM
+            | libc::EPROTO
+            | libc::EINTR
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH,
+        ) => AcceptFault::Lost,
+        _ => AcceptFault::Other,
     }
 }
 
@@ -414,6 +460,27 @@ mod tests {
     use super::*;
     use monoio::{LegacyDriver, RuntimeBuilder};
     use std::cell::Cell;
+
+    #[test]
+    fn what_an_accept_that_failed_says_of_the_next_one() {
+        use AcceptFault::{Descriptors, Lost, Memory, Other};
+        let cases = [
+            ("this process has no descriptor left", libc::EMFILE, Descriptors),
+            ("nobody has one left", libc::ENFILE, Descriptors),
+            ("no buffer", libc::ENOBUFS, Memory),
+            ("no memory", libc::ENOMEM, Memory),
+            ("the client has reset it", libc::ECONNABORTED, Lost),
+            ("a firewall forbids it", libc::EPERM, Lost),
+            ("a signal", libc::EINTR, Lost),
+            ("its network is down", libc::ENETDOWN, Lost),
+            ("the listener is no listener any more", libc::EINVAL, Other),
+            ("it is closed", libc::EBADF, Other),
+        ];
+        for (case, errno, expected) in cases {
+            assert_eq!(fault_of(&io::Error::from_raw_os_error(errno)), expected, "{case}");
+        }
+        assert_eq!(fault_of(&io::Error::other("no error of the system")), Other);
+    }
 
     #[test]
     fn a_panic_ends_its_own_task_and_drops_what_it_held() {

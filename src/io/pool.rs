@@ -3,6 +3,7 @@
 use super::body::Source;
 use super::core::{LARGE_READ_BYTES, Shard};
 use super::deadlines::DeadlineKey;
+use super::listener;
 use super::stream::{Connected, WriteHalf, peek};
 use crate::config::Addr;
 use crate::route::balance::MemberId;
@@ -110,11 +111,28 @@ async fn connect_to(addr: &Addr, timeout: Duration) -> Result<Connected, Failure
     match monoio::time::timeout(timeout, connecting).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(REFUSED),
+        Ok(Err(error)) if is_exhaustion(&error) => {
+            listener::complain(|| tracing::warn!(upstream = %addr, %error, "cannot connect to an upstream"));
+            Err(EXHAUSTED)
+        }
         Ok(Err(_)) => Err(UNREACHABLE),
         Err(_) => Err(CONNECT_TIMEOUT),
     }
 }
 
+/// Whether it is this process or its machine that lacks something, and not the server.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    )
+}
+
+pub const EXHAUSTED: Failure = Failure {
+    status: 503,
+    label: "gateway_exhausted",
+    detail: "the gateway has no file descriptor, local port or memory left for a connection to the upstream",
+};
 pub const REFUSED: Failure =
     Failure { status: 502, label: "upstream_refused", detail: "the upstream does not accept connections" };
 pub const UNREACHABLE: Failure =

@@ -17,6 +17,7 @@ use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
 use rtrb::Producer;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -56,20 +57,12 @@ impl Loop {
         }
     }
 
-    /// Runs `future` to its end. The loop is then forgotten: operations may be in flight in its buffers, and the process is about
-    /// to end.
+    /// Runs `future` to its end. The loop is then forgotten, also when it panics: operations may be in flight in its buffers, and the
+    /// process is about to end.
     pub fn block_on<F: Future>(self, future: F) -> F::Output {
         match self {
-            Self::Uring(mut runtime, _) => {
-                let output = runtime.block_on(future);
-                std::mem::forget(runtime);
-                output
-            }
-            Self::Epoll(mut runtime) => {
-                let output = runtime.block_on(future);
-                std::mem::forget(runtime);
-                output
-            }
+            Self::Uring(runtime, _) => ManuallyDrop::new(runtime).block_on(future),
+            Self::Epoll(runtime) => ManuallyDrop::new(runtime).block_on(future),
         }
     }
 }
@@ -86,7 +79,7 @@ pub fn build_loop() -> io::Result<Loop> {
     for (builder, name) in ladder {
         let runtime = RuntimeBuilder::<IoUringDriver>::new()
             .uring_builder(builder)
-            .with_entries(RING_ENTRIES)
+            .with_entries(ring_entries())
             .enable_timer()
             .build();
         if let Ok(runtime) = runtime {
@@ -94,6 +87,12 @@ pub fn build_loop() -> io::Result<Loop> {
         }
     }
     Ok(Loop::Epoll(RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?))
+}
+
+/// Tests take a small ring, so that few connections overflow it.
+fn ring_entries() -> u32 {
+    let wanted = std::env::var_os("PILOTLIGHT_DEBUG_HOOKS").and(std::env::var("PILOTLIGHT_RING_ENTRIES").ok());
+    wanted.and_then(|entries| entries.parse().ok()).unwrap_or(RING_ENTRIES)
 }
 
 /// Runs a shard on this thread until it has drained.

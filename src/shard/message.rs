@@ -73,7 +73,11 @@ impl Failure {
     pub fn is_disconnection(self) -> bool {
         matches!(
             self.label,
-            "upstream_closed" | "upstream_refused" | "upstream_unreachable" | "upstream_connect_timeout"
+            "upstream_closed"
+                | "upstream_refused"
+                | "upstream_unreachable"
+                | "upstream_connect_timeout"
+                | "gateway_exhausted"
         ) || self == BREAKER_OPEN_UNREACHABLE
     }
 

@@ -177,7 +177,7 @@ paths = ["/w/{1..4}"]
 """
 
 # Series that are there once something was found; that the gateway knows the kind is checked instead.
-FOUND_ONLY = re.compile(r'pilotlight_finding_active\{kind="(route_slow|shield_aged)"\}')
+FOUND_ONLY = re.compile(r'pilotlight_finding_active\{kind="(route_slow|shield_aged|snapshot_failing)"\}')
 
 
 class Prometheus:

@@ -52,9 +52,9 @@ impl Board {
         self.take(now_ms, conditions, |_| true)
     }
 
-    /// The conditions of one kind; the others are as they were.
-    pub(super) fn update_only(&mut self, kind: Kind, now_ms: u64, conditions: Vec<Condition>) -> Vec<Event> {
-        self.take(now_ms, conditions, |other| other == kind)
+    /// The conditions of these kinds; the others are as they were.
+    pub(super) fn update_only(&mut self, kinds: &[Kind], now_ms: u64, conditions: Vec<Condition>) -> Vec<Event> {
+        self.take(now_ms, conditions, |kind| kinds.contains(&kind))
     }
 
     fn take(&mut self, now_ms: u64, conditions: Vec<Condition>, judged: impl Fn(Kind) -> bool) -> Vec<Event> {
@@ -173,7 +173,7 @@ mod tests {
     fn what_is_not_judged_stays() {
         let mut board = Board::default();
         board.update(0, vec![down("a")]);
-        assert!(board.update_only(Kind::ShardStalled, 60_000, vec![]).is_empty());
+        assert!(board.update_only(&[Kind::ShardStalled], 60_000, vec![]).is_empty());
         assert_eq!(board.active().len(), 1);
     }
 }

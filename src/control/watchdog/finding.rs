@@ -9,16 +9,20 @@ pub(in crate::control) enum Kind {
     UpstreamDown,
     RouteSlow,
     ShieldAged,
+    ShardDead,
+    SnapshotFailing,
 }
 
 impl Kind {
-    pub(in crate::control) const ALL: [Self; 6] = [
+    pub(in crate::control) const ALL: [Self; 8] = [
         Self::ShardStalled,
         Self::SlotsExhausted,
         Self::SyncTrap,
         Self::UpstreamDown,
         Self::RouteSlow,
         Self::ShieldAged,
+        Self::ShardDead,
+        Self::SnapshotFailing,
     ];
 
     pub(in crate::control) fn as_str(self) -> &'static str {
@@ -29,6 +33,8 @@ impl Kind {
             Self::UpstreamDown => "upstream_down",
             Self::RouteSlow => "route_slow",
             Self::ShieldAged => "shield_aged",
+            Self::ShardDead => "shard_dead",
+            Self::SnapshotFailing => "snapshot_failing",
         }
     }
 
@@ -60,6 +66,14 @@ impl Kind {
             Self::ShieldAged => {
                 "The application has not answered for a while, and its last answer is served with its age. Ask it directly, and look for other findings of its upstream."
             }
+            Self::ShardDead => {
+                "Its clients, its part of the cache and the slots it keeps are lost, so the gateway ends (exit code 2) and is to be started \
+                 again, as the unit does. The log says what the thread died of; report it."
+            }
+            Self::SnapshotFailing => {
+                "The snapshot before is kept and gets older; purges hold all the same. Make room, or mend the permissions, where \
+                 [cache] snapshot says; `curl -X POST` to /snapshot on the admin address tries again at once."
+            }
         }
     }
 }
@@ -68,7 +82,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::control) struct Condition {
     pub(in crate::control) kind: Kind,
-    /// A shard's number, or the name of an upstream or route: bounded by the configuration.
+    /// A shard's number, the name of an upstream or route, or `snapshot`: bounded by the configuration.
     pub(in crate::control) subject: String,
     pub(in crate::control) since_ms: u64,
     pub(in crate::control) detail: String,

@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::MissedTickBehavior;
 
+use super::death::ThreadSeen;
 use super::latency::ROUTES_MAX;
 use super::{AgeSeen, Class, EVERY, Event, Kind, RouteSeen, Seen, Snapshot, UpstreamSeen, Watchdog, finding};
 use crate::config::Config;
 use crate::control::State;
 use crate::control::link::ShardShared;
+use crate::control::process;
 use crate::control::recorder::{Labels, Recorder};
 
 /// Latency is looked at every so many looks.
@@ -38,9 +40,15 @@ pub(in crate::control) async fn watch(state: Rc<State>) {
                 _ => Vec::new(),
             },
             aged: shields(&state),
+            threads: state.shared().iter().map(|shared| thread(&state, shared)).collect(),
+            snapshot: state.snapshot.as_ref().and_then(|store| store.trouble()),
         };
         let events = watchdog.look(state.shards.now_mono_ms(), &seen, &mut state.board.borrow_mut());
         events.iter().for_each(log);
+        let died = |event: &Event| matches!(event, Event::Began(found) if found.kind == Kind::ShardDead);
+        if events.iter().any(died) {
+            state.shard_lost.notify_one();
+        }
     }
 }
 
@@ -48,6 +56,17 @@ pub(in crate::control) async fn watch(state: Rc<State>) {
 pub(in crate::control) fn heartbeat(shared: &ShardShared) -> Option<u64> {
     let beat_ms = shared.heartbeat_mono_ms.load(Relaxed);
     (beat_ms > 0 && !shared.ended.load(Relaxed)).then_some(beat_ms)
+}
+
+fn thread(state: &State, shared: &ShardShared) -> ThreadSeen {
+    let (id, beat_ms) = (shared.thread.load(Relaxed), shared.heartbeat_mono_ms.load(Relaxed));
+    let has_ended = shared.ended.load(Relaxed);
+    let cpu_secs = (id > 0 && !has_ended).then(|| process::thread_cpu_secs(id)).flatten();
+    ThreadSeen {
+        is_gone: has_ended && !state.draining.get(),
+        beat_ms: (beat_ms > 0).then_some(beat_ms),
+        cpu_ms: cpu_secs.map(|secs| (secs * 1000.0) as u64),
+    }
 }
 
 fn log(event: &Event) {
