@@ -353,5 +353,4 @@ impl Slots {
 }
 
 #[cfg(test)]
-#[path = "slots_tests.rs"]
 mod tests;
