@@ -5,7 +5,7 @@ use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
 use super::message::{
     ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Refusal, RefusalReason, Reply,
-    SlotId, Token, Wanted,
+    SlotEnd, SlotId, Token, Wanted,
 };
 use super::query::{Query, owner_of};
 use super::refresh::{Dropped, Refreshes};
@@ -291,9 +291,8 @@ impl State {
         self.ask_home(upstream, Message::SlotCancel { upstream, asker }, now);
     }
 
-    /// `answered`: the request came to a good end, so how long it took is its service time.
-    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, answered: bool, now: Now) {
-        self.ask_home(upstream, Message::SlotReturn { upstream, slot, answered }, now);
+    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, end: SlotEnd, now: Now) {
+        self.ask_home(upstream, Message::SlotReturn { upstream, slot, end }, now);
     }
 
     fn ask_home(&mut self, upstream: u16, message: Message, now: Now) {
@@ -722,8 +721,8 @@ impl State {
                     self.answer(asker, Reply::NoSlot(refusal));
                 }
             }
-            Message::SlotReturn { upstream, slot, answered } => {
-                let granted = self.slots_of(upstream).release(slot, answered, now.mono_ms);
+            Message::SlotReturn { upstream, slot, end } => {
+                let granted = self.slots_of(upstream).release(slot, end, now.mono_ms);
                 self.grant(granted);
             }
             _ => unreachable!("only slot messages come here"),
@@ -751,9 +750,9 @@ impl State {
         self.actions.push(Action::Send { to, message });
     }
 
-    /// The upstreams whose home is here, with slots in use and requests waiting.
-    pub fn slot_use(&self) -> impl Iterator<Item = (u16, u32, usize)> {
-        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
+    /// The upstreams whose home is here, with their limit (`None`: unlimited) and the requests that wait.
+    pub fn slot_use(&self) -> impl Iterator<Item = (u16, Option<u32>, usize)> {
+        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.limit(), slots.queued()))
     }
 
     /// Routes and the slots that they hold, of the upstreams whose home is here.
