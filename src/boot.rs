@@ -5,7 +5,7 @@ mod inherit;
 use crate::base::limits;
 use crate::cache::key;
 use crate::cache::snapshot::Entry;
-use crate::config::{Addr, Authorization, Config, ConfigError, Endpoint, WarmList};
+use crate::config::{Addr, Authorization, Concurrency, Config, ConfigError, Endpoint, WarmList};
 use crate::control::access_log::{AccessLog, RING_RECORDS};
 use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
@@ -22,6 +22,7 @@ use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
 use crate::io::setup::{Doors, Setup};
 use crate::route::table::Table;
+use crate::shard::concurrency::Bounds;
 use crate::shard::query::{Query, owner_of};
 use crate::shard::slots::{Policy, Slots};
 use crate::shard::state::{RoutePolicy, State, home_of};
@@ -376,9 +377,14 @@ fn policy(common: &Common, route: usize) -> RoutePolicy {
 
 /// The bounds of an upstream's slots, but for those of its routes.
 fn slot_policy(upstream: &crate::config::Upstream) -> Policy {
-    let max = upstream.max_concurrency;
+    let max = upstream.max_concurrency.map(Concurrency::max);
+    let auto = match upstream.max_concurrency {
+        Some(Concurrency::Auto { min, max, initial }) => Some(Bounds { min, max, initial }),
+        _ => None,
+    };
     Policy {
         max: max.unwrap_or(u32::MAX),
+        auto,
         background_share: upstream.background_share,
         background_max: max.map_or(limits::UNLIMITED_BACKGROUND_MAX, |_| u32::MAX),
         reserve: upstream.reserve,
@@ -388,8 +394,12 @@ fn slot_policy(upstream: &crate::config::Upstream) -> Policy {
     }
 }
 
+/// How many background fetches one shard has under way, or in the queue for a slot.
 fn background_max(upstream: &crate::config::Upstream) -> u32 {
-    slot_policy(upstream).background()
+    let policy = slot_policy(upstream);
+    let max = policy.background(policy.max);
+    // What the limit will be found to be is known to its home alone.
+    if policy.auto.is_some() { max.min(limits::UNLIMITED_BACKGROUND_MAX) } else { max }
 }
 
 /// The slots of the upstreams whose home is shard `me`.

@@ -125,12 +125,34 @@ pub struct Cache {
     pub snapshot_interval: Duration,
 }
 
+/// How many requests an upstream may have at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concurrency {
+    Fixed(u32),
+    /// It is found out, within these bounds.
+    Auto {
+        min: u32,
+        max: u32,
+        initial: u32,
+    },
+}
+
+impl Concurrency {
+    /// The most that it can come to.
+    #[must_use]
+    pub fn max(self) -> u32 {
+        match self {
+            Self::Fixed(max) | Self::Auto { max, .. } => max,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     pub name: String,
     pub servers: Vec<Addr>,
     /// `None`: unlimited.
-    pub max_concurrency: Option<u32>,
+    pub max_concurrency: Option<Concurrency>,
     /// 0.0 to 1.0 of `max_concurrency`. Default 0.5.
     pub background_share: f64,
     /// Of `max_concurrency`, so many are kept for requests known to be short. `None`: a quarter, at least one of several.

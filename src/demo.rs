@@ -296,7 +296,10 @@ mod tests {
             load::parse("demo", &config_toml("127.0.0.1:4000".parse().unwrap()), &Overrides::default()).unwrap();
         assert_eq!(config.warm[0].targets.len(), 8);
         assert_eq!(config.warm[0].targets[7], heavy_path(8));
-        assert_eq!((config.routes.len(), config.upstreams[0].max_concurrency), (2, Some(4)));
+        assert_eq!(
+            (config.routes.len(), config.upstreams[0].max_concurrency),
+            (2, Some(crate::config::Concurrency::Fixed(4)))
+        );
     }
 
     #[test]

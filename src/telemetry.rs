@@ -211,6 +211,7 @@ pub struct UpstreamMetrics {
     phases: [Histogram; Phase::ALL.len()],
     inflight: Gauge,
     queue: Gauge,
+    limit: Gauge,
     retries: [Counter; RetryResult::ALL.len()],
     breaker_open: Gauge,
     breaker_half_open: Gauge,
@@ -383,6 +384,12 @@ impl Telemetry {
         self.upstreams[upstream].queue.set(queue);
     }
 
+    /// How many requests the upstream may have at once, told by the shard that keeps its slots; 0 by the others, or if it is unlimited.
+    #[inline]
+    pub fn upstream_limit(&self, upstream: usize, limit: u32) {
+        self.upstreams[upstream].limit.set(limit);
+    }
+
     /// Slots of its upstream that the route holds, told by the shard that keeps them.
     #[inline]
     pub fn route_slots(&self, route: usize, held: u32) {
@@ -485,6 +492,7 @@ impl UpstreamMetrics {
             }),
             inflight: gauge!("pilotlight_upstream_inflight", "upstream" => upstream.to_owned()),
             queue: gauge!("pilotlight_upstream_queue", "upstream" => upstream.to_owned()),
+            limit: gauge!("pilotlight_upstream_limit", "upstream" => upstream.to_owned()),
             retries: RetryResult::ALL.map(|result| {
                 let upstream = upstream.to_owned();
                 counter!("pilotlight_upstream_retries_total", "upstream" => upstream, "result" => result.as_str())
@@ -575,6 +583,10 @@ fn describe() {
     gauge!("pilotlight_upstream_inflight", "Requests at the upstream now.");
     gauge!("pilotlight_route_slots", "Slots of its upstream that requests of the route hold now.");
     gauge!("pilotlight_upstream_queue", "Requests that wait for a slot of the upstream.");
+    gauge!(
+        "pilotlight_upstream_limit",
+        "Requests that the upstream may have at once, given or found out; 0: no limit."
+    );
     counter!(
         "pilotlight_upstream_retries_total",
         "Requests sent again to another server, and those the budget forbade."

@@ -430,5 +430,4 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-#[path = "snapshot_tests.rs"]
 mod tests;

@@ -66,7 +66,7 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     pub servers: Spanned<Vec<Spanned<String>>>,
-    pub max_concurrency: Option<NonZeroU32>,
+    pub max_concurrency: Option<Spanned<Concurrency>>,
     pub background_share: Option<Share>,
     pub reserve: Option<Spanned<u32>>,
     pub connect_timeout: Option<Timeout>,
@@ -293,6 +293,47 @@ impl<'de> Deserialize<'de> for CacheSwitch {
             }
         }
         deserializer.deserialize_any(SwitchVisitor)
+    }
+}
+
+/// A number, `"auto"` (the defaults), or a table.
+#[derive(Debug)]
+pub enum Concurrency {
+    Fixed(NonZeroU32),
+    Auto(AutoConcurrency),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoConcurrency {
+    pub min: Option<NonZeroU32>,
+    pub max: Option<NonZeroU32>,
+    pub initial: Option<NonZeroU32>,
+}
+
+impl<'de> Deserialize<'de> for Concurrency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ConcurrencyVisitor;
+        impl<'de> Visitor<'de> for ConcurrencyVisitor {
+            type Value = Concurrency;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number from 1 on, \"auto\", or a table with min, max and initial")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Concurrency, E> {
+                let number = u32::try_from(number).ok().and_then(NonZeroU32::new);
+                number.map(Concurrency::Fixed).ok_or_else(|| E::custom("expected a number from 1 on"))
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Concurrency, E> {
+                match word {
+                    "auto" => Ok(Concurrency::Auto(AutoConcurrency::default())),
+                    _ => Err(E::custom(format!("bad max_concurrency {word:?}: expected a number or \"auto\""))),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Concurrency, A::Error> {
+                AutoConcurrency::deserialize(MapAccessDeserializer::new(map)).map(Concurrency::Auto)
+            }
+        }
+        deserializer.deserialize_any(ConcurrencyVisitor)
     }
 }
 

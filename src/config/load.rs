@@ -250,7 +250,7 @@ fn upstream_of(source: Source<'_>, name: &str, file: &file::Upstream, own: &[&Ad
         servers.push(server);
     }
     Ok(Upstream {
-        max_concurrency: file.max_concurrency.map(std::num::NonZeroU32::get),
+        max_concurrency: upstreams::max_concurrency(source, file)?,
         background_share: file.background_share.map_or(SHARE_DEFAULT, |share| share.0),
         reserve: upstreams::reserve(source, file)?,
         connect_timeout: file.connect_timeout.map_or(Duration::from_secs(1), |time| time.0),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::shards::print_cpus;
 use super::units::{print_duration, print_size};
 use super::{
-    Addr, Authorization, BusyPoll, Collector, Config, Log, LogTarget, Route, RouteCache, Server, Tracing, Upstream,
-    WarmList,
+    Addr, Authorization, BusyPoll, Collector, Concurrency, Config, Log, LogTarget, Route, RouteCache, Server, Tracing,
+    Upstream, WarmList,
 };
 
 /// Writes every value, the defaults included.
@@ -112,8 +112,12 @@ fn upstream(out: &mut Text, upstream: &Upstream) {
     let name = if upstream.name.contains('.') { quote(&upstream.name) } else { upstream.name.clone() };
     out.head(&format!("[upstreams.{name}]"));
     out.list("servers", upstream.servers.iter().map(Addr::to_string));
-    if let Some(most) = upstream.max_concurrency {
-        out.raw("max_concurrency", most);
+    match upstream.max_concurrency {
+        None => {}
+        Some(Concurrency::Fixed(max)) => out.raw("max_concurrency", max),
+        Some(Concurrency::Auto { min, max, initial }) => {
+            out.raw("max_concurrency", format!("{{ min = {min}, max = {max}, initial = {initial} }}"));
+        }
     }
     out.share("background_share", upstream.background_share);
     if let Some(reserve) = upstream.reserve {

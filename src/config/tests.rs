@@ -219,7 +219,10 @@ fn the_upstream_flag_finds_its_place() {
     let server = [Addr::Tcp("127.0.0.1:9".parse().unwrap())];
     let given = flags(&[], "127.0.0.1:9", "", "");
     let one = parse("[upstreams.a]\nservers=[\":1\"]\nmax_concurrency=3", &given).unwrap();
-    assert_eq!((&one.upstreams[0].servers[..], one.upstreams[0].max_concurrency), (&server[..], Some(3)));
+    assert_eq!(
+        (&one.upstreams[0].servers[..], one.upstreams[0].max_concurrency),
+        (&server[..], Some(Concurrency::Fixed(3)))
+    );
 
     let two = "[upstreams.a]\nservers=[\":1\"]\n[upstreams.b]\nservers=[\":2\"]\n";
     let two = parse(&format!("{two}[[routes]]\npath='/a'\nupstream='a'"), &given).unwrap();
@@ -370,9 +373,14 @@ fn mistakes_in_a_file() {
             "[upstreams.b]\nservers = [':2']\nmax_concurrency = 2\nreserve = 2",
             "p.toml:8:11: reserve is 2: expected less than the max_concurrency of 2",
         ),
+        ("[upstreams.b]\nservers = [':2']\nmax_concurrency = 0", "p.toml:7:19: expected a number from 1 on"),
         (
-            "[upstreams.b]\nservers = [':2']\nmax_concurrency = 0",
-            "p.toml:7:19: invalid value: integer `0`, expected a nonzero u32",
+            "[upstreams.b]\nservers = [':2']\nmax_concurrency = 'automatic'",
+            "p.toml:7:19: bad max_concurrency \"automatic\": expected a number or \"auto\"",
+        ),
+        (
+            "[upstreams.b]\nservers = [':2']\nmax_concurrency = { min = 3, max = 2 }",
+            "p.toml:7:19: min 3, initial 3, max 2: expected each to be at most the next",
         ),
         (
             "[[routes]]\npath = '/b'\nupstream = 'aa'",

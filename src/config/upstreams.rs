@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::error::{ConfigError, Source};
 use super::file::{self, Switch};
 use super::routes::normal_host;
-use super::{Breaker, Ejection, HealthCheck};
+use super::{Breaker, Concurrency, Ejection, HealthCheck};
 
 /// On unless it is turned off.
 pub fn ejection(written: Option<&Switch<file::Ejection>>) -> Option<Ejection> {
@@ -41,13 +41,34 @@ pub fn breaker(written: Option<&Switch<file::Breaker>>) -> Option<Breaker> {
     })
 }
 
+/// Few workers are common; more are soon found out.
+const INITIAL_DEFAULT: u32 = 4;
+const MAX_DEFAULT: u32 = 200;
+
+pub fn max_concurrency(source: Source<'_>, file: &file::Upstream) -> Result<Option<Concurrency>, ConfigError> {
+    let Some(written) = &file.max_concurrency else { return Ok(None) };
+    let auto = match written.as_ref() {
+        file::Concurrency::Fixed(max) => return Ok(Some(Concurrency::Fixed(max.get()))),
+        file::Concurrency::Auto(auto) => auto,
+    };
+    let given = |number: Option<NonZeroU32>| number.map(NonZeroU32::get);
+    let min = given(auto.min).unwrap_or(1);
+    let max = given(auto.max).unwrap_or(MAX_DEFAULT.max(min));
+    let initial = given(auto.initial).unwrap_or(INITIAL_DEFAULT.clamp(min, max.max(min)));
+    if min <= initial && initial <= max {
+        return Ok(Some(Concurrency::Auto { min, max, initial }));
+    }
+    let message = format!("min {min}, initial {initial}, max {max}: expected each to be at most the next");
+    Err(source.at(written.span(), message))
+}
+
 /// Something must be left for requests that nothing is known of.
 pub fn reserve(source: Source<'_>, file: &file::Upstream) -> Result<Option<u32>, ConfigError> {
     let Some(written) = &file.reserve else { return Ok(None) };
     let reserve = *written.as_ref();
-    match file.max_concurrency.map(NonZeroU32::get) {
+    match file.max_concurrency.as_ref().map(|written| written.as_ref()) {
         None => Err(source.at(written.span(), "reserve is a part of max_concurrency, which is not there")),
-        Some(max) if reserve >= max => {
+        Some(file::Concurrency::Fixed(max)) if reserve >= max.get() => {
             let message = format!("reserve is {reserve}: expected less than the max_concurrency of {max}");
             Err(source.at(written.span(), message))
         }

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::State;
 use super::link::ShardShared;
+use super::recorder::Recorder;
 use super::watchdog::{Finding, STALLED_AFTER_MS};
+use crate::config::{Concurrency, Upstream};
 
 #[derive(Serialize)]
 pub(super) struct Readiness {
@@ -68,7 +70,10 @@ pub(super) struct ShardStatus {
 #[derive(Serialize)]
 struct UpstreamStatus {
     name: String,
+    /// What it is now.
     max_concurrency: Option<u32>,
+    /// It is found out.
+    adaptive: bool,
     inflight: f64,
     queue: f64,
     servers: Vec<ServerStatus>,
@@ -210,6 +215,17 @@ pub(super) fn heartbeat_age_ms(shared: &ShardShared, now_ms: u64) -> Option<u64>
     (beat_ms > 0).then(|| now_ms.saturating_sub(beat_ms))
 }
 
+/// How many requests an upstream may have at once.
+pub(super) fn limit_of(recorder: &Recorder, upstream: &Upstream) -> Option<u32> {
+    match upstream.max_concurrency? {
+        Concurrency::Fixed(max) => Some(max),
+        Concurrency::Auto { initial, .. } => {
+            let told = recorder.value("pilotlight_upstream_limit", &[("upstream", &upstream.name)]);
+            Some(told.filter(|limit| *limit >= 1.0).map_or(initial, |limit| limit as u32))
+        }
+    }
+}
+
 fn upstreams(state: &State) -> Vec<UpstreamStatus> {
     let gauge = |name: &str, upstream: &str| state.recorder.value(name, &[("upstream", upstream)]).unwrap_or(0.0);
     let upstreams = state.config.upstreams.iter().enumerate();
@@ -218,7 +234,8 @@ fn upstreams(state: &State) -> Vec<UpstreamStatus> {
         .map(|(at, upstream)| UpstreamStatus {
             servers: servers(state, at),
             name: upstream.name.clone(),
-            max_concurrency: upstream.max_concurrency,
+            max_concurrency: limit_of(&state.recorder, upstream),
+            adaptive: matches!(upstream.max_concurrency, Some(Concurrency::Auto { .. })),
             inflight: gauge("pilotlight_upstream_inflight", &upstream.name),
             queue: gauge("pilotlight_upstream_queue", &upstream.name),
         })

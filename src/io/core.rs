@@ -21,7 +21,7 @@ use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
 use crate::http::head::RequestHead;
 use crate::route::table::Table;
-use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotId, Token};
+use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotEnd, SlotId, Token};
 use crate::shard::query::Query;
 use crate::shard::refresh::Dropped;
 use crate::shard::state::{Counts, Selector, State};
@@ -297,7 +297,7 @@ impl Shard {
     fn dispose(self: &Rc<Self>, reply: Reply, leftover: Leftover) {
         match (reply, leftover) {
             (Reply::Fetch { hash, lease, .. }, _) => self.end_lease(hash, lease, FetchOutcome::Failed(ABANDONED)),
-            (Reply::Slot(slot), Leftover::Slot { upstream }) => self.return_slot(upstream, slot, false),
+            (Reply::Slot(slot), Leftover::Slot { upstream }) => self.return_slot(upstream, slot, SlotEnd::Unknown),
             _ => {}
         }
     }
@@ -307,9 +307,9 @@ impl Shard {
         self.with_state(|state| state.done(hash, lease, outcome, now));
     }
 
-    pub fn return_slot(self: &Rc<Self>, upstream: u16, slot: SlotId, answered: bool) {
+    pub fn return_slot(self: &Rc<Self>, upstream: u16, slot: SlotId, end: SlotEnd) {
         let now = self.now();
-        self.with_state(|state| state.slot_return(upstream, slot, answered, now));
+        self.with_state(|state| state.slot_return(upstream, slot, end, now));
     }
 
     /// Waits for the reply to a question that `ask` puts; `None` when it takes longer than `within_ms`.
@@ -417,7 +417,9 @@ impl Shard {
         telemetry.waiters(state.waiters());
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
-            telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
+            let (limit, waiting) = slots.map_or((None, 0), |(_, limit, waiting)| (limit, waiting));
+            telemetry.upstream_load(upstream, running.get(), waiting as u32);
+            telemetry.upstream_limit(upstream, limit.unwrap_or(0));
         }
         for (route, held) in state.slot_holders() {
             telemetry.route_slots(route.into(), held);

@@ -20,7 +20,7 @@ use crate::http::hops;
 use crate::http::parse::{self, Parsed};
 use crate::route::health::Sign;
 use crate::route::retry::{self, Attempted, Loss, Verdict};
-use crate::shard::message::{Failure, Refusal, RefusalReason, Reply, SlotId, Token, Wanted};
+use crate::shard::message::{Failure, Refusal, RefusalReason, Reply, SlotEnd, SlotId, Token, Wanted};
 use crate::shard::query::Query;
 use crate::shard::service_time::shape_of;
 use crate::telemetry::{FetchResult, Phase};
@@ -102,15 +102,14 @@ pub struct SlotGuard {
     pub upstream: u16,
     /// Unlimited upstreams have nothing to give back.
     held: Option<SlotId>,
-    /// There was a response, so how long the slot was held is the request's service time.
-    answered: Cell<bool>,
+    end: Cell<SlotEnd>,
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
         self.shard.inflight(self.upstream, false);
         if let Some(slot) = self.held {
-            self.shard.return_slot(self.upstream, slot, self.answered.get());
+            self.shard.return_slot(self.upstream, slot, self.end.get());
         }
     }
 }
@@ -191,9 +190,14 @@ async fn go(
         Err(failure) => result_of(*failure),
     };
     shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
+    slot.end.set(match (&result, label) {
+        // A server that says that it cannot at all says so fast.
+        (Ok((_, head, ..)), _) if matches!(head.status, 502..=504) => SlotEnd::Failed,
+        (Ok(_), _) => SlotEnd::Answered { head_ms: u32::try_from(elapsed.as_millis()).unwrap_or(u32::MAX) },
+        (_, FetchResult::Refused | FetchResult::Timeout | FetchResult::Reset) => SlotEnd::Failed,
+        _ => SlotEnd::Unknown,
+    });
     let (conn, head, head_buf, request_sent, place) = result?;
-    // A server that says that it cannot at all says so fast.
-    slot.answered.set(!matches!(head.status, 502..=504));
     let body = BodyReader::new(head.body);
     // What follows a 101 is a tunnel, which lasts as long as its two ends like.
     let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
@@ -285,7 +289,7 @@ async fn acquire(shard: &Rc<Shard>, upstream: u16, plan: &Plan<'_>) -> Result<Sl
         }
     }
     shard.inflight(upstream, true);
-    Ok(SlotGuard { shard: Rc::clone(shard), upstream, held, answered: Cell::new(false) })
+    Ok(SlotGuard { shard: Rc::clone(shard), upstream, held, end: Cell::new(SlotEnd::Unknown) })
 }
 
 type Reached = (UpstreamConn, ResponseHead, Vec<u8>, bool);

@@ -39,6 +39,17 @@ pub struct Wanted {
     pub shape: u32,
 }
 
+/// How the use of a slot ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotEnd {
+    /// With a response, whose head took so long: how long the slot was held is the request's service time.
+    Answered { head_ms: u32 },
+    /// The upstream refused, was not there, or too slow.
+    Failed,
+    /// With nothing that says anything of the upstream: it was not used, or its client left.
+    Unknown,
+}
+
 /// Why there is no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalReason {
@@ -165,8 +176,8 @@ pub enum Message {
     SlotAsk { upstream: u16, wanted: Wanted, asker: Asker },
     /// To the home of an upstream: I no longer wait. Answered with `NoSlot`, unless the slot was granted before.
     SlotCancel { upstream: u16, asker: Asker },
-    /// To the home of an upstream: here it is again; `answered` when the request came to a good end.
-    SlotReturn { upstream: u16, slot: SlotId, answered: bool },
+    /// To the home of an upstream: here it is again.
+    SlotReturn { upstream: u16, slot: SlotId, end: SlotEnd },
 }
 
 /// What the world is asked to do.

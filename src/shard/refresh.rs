@@ -1,31 +1,51 @@
-//! Popular entries of one shard that are due to be refreshed ahead of their end: which goes first, and what is dropped.
+//! Entries of one shard that are to be refreshed in the background: which goes first, and what is dropped. There are popular ones that
+//! are due ahead of their end, and those that have ended, are served stale, and were asked for.
 //!
-//! The policy: the most valuable first, where value is what readers would wait in a second if the entry were gone, that is hits a second
-//! times what its fetch took. Hits count anew with each stored response, so popularity decays with the entry's lifetime. Per upstream at most `in_flight_max` fetches
-//! run from here, and at most [`limits::REFRESH_QUEUE_MAX`] entries wait; beyond that the least valuable one is dropped. An entry whose
-//! lifetime ends while it waits is dropped too: whoever asks for it has it revalidated, and who is not asked for is let go. A refresh
-//! that fails is not tried again, for the same reason: so an outage leaves no herd behind.
+//! The rule is earliest deadline first: an entry's turn is the end of its lifetime, less a head start for its value, which is at most
+//! [`HEAD_START_MS`]. Value is what readers would wait in a second if the entry were gone, that is hits a second times what its fetch took;
+//! each doubling is worth a second. So the valuable are fresher under shortage, and yet what has ended is overtaken by nothing that ends
+//! more than the head start later, and what was just fetched ends later than that. With `k` entries that are asked for, each fetched in `s`
+//! seconds, by `b` at a time, none is served longer after its end than the head start, `k·s/b`, and the time until somebody asks for it.
+//!
+//! Per upstream at most `in_flight_max` fetches run from here, and at most [`limits::REFRESH_QUEUE_MAX`] entries wait; beyond that the one
+//! with the latest turn is dropped. It comes back with the next reader and, since the turn goes by its end, where it was. An entry whose
+//! lifetime ends while it waits is dropped too if nobody asks for it: so what is not asked for is let go. A refresh
+//! that fails is not tried again before somebody asks: so an outage leaves no herd behind.
 
 use super::message::LeaseId;
+use super::query::Query;
 use crate::base::limits;
 use crate::cache::freshness;
 use crate::cache::object::Object;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+/// The most that value is worth.
+pub const HEAD_START_MS: u64 = 30_000;
+
 /// What was not refreshed although it was due, since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// Too many more valuable ones were waiting.
+    /// Too many more urgent ones were waiting.
     pub queue_full: u64,
-    /// Its turn had not come when its lifetime ended.
+    /// Its turn had not come when its lifetime ended, and nobody asked for it.
     pub expired: u64,
+}
+
+/// What is to be fetched.
+#[derive(Debug, Clone)]
+pub struct Due {
+    pub object: Arc<Object>,
+    /// By whom it was asked for after its end.
+    pub asked: Option<Arc<Query>>,
 }
 
 #[derive(Debug, Default)]
 struct Line {
-    /// By value, then by generation, which no two have in common.
-    waiting: BTreeMap<(u64, u64), Arc<Object>>,
+    /// By turn, then by generation, which no two have in common.
+    waiting: BTreeMap<(u64, u64), Due>,
+    /// The turn of each generation.
+    turns: HashMap<u64, u64>,
     in_flight: u32,
     in_flight_max: u32,
 }
@@ -44,8 +64,43 @@ fn value(object: &Object, hits: u8, now_mono_ms: u64) -> u64 {
     u64::from(hits) * u64::from(object.fetch_ms.max(1)) * 1_000_000 / age_ms
 }
 
+fn head_start_ms(value: u64) -> u64 {
+    (u64::from(value.max(1).ilog2()) * 1000).min(HEAD_START_MS)
+}
+
+/// When its lifetime is over. Later by the head start, so that turns are not negative.
+fn end_mono_ms(object: &Object) -> u64 {
+    let validity = &object.validity;
+    let left_secs = validity.lifetime_secs.saturating_sub(validity.initial_age_secs);
+    validity.received_mono_ms.saturating_add(u64::from(left_secs) * 1000).saturating_add(HEAD_START_MS)
+}
+
 fn is_over(object: &Object, now_mono_ms: u64) -> bool {
     freshness::age_secs(&object.validity, now_mono_ms) >= object.validity.lifetime_secs
+}
+
+impl Line {
+    fn add(&mut self, due: Due, turn_ms: u64) -> bool {
+        let generation = due.object.generation;
+        if self.turns.contains_key(&generation) {
+            return true;
+        }
+        self.turns.insert(generation, turn_ms);
+        self.waiting.insert((turn_ms, generation), due);
+        if self.waiting.len() <= limits::REFRESH_QUEUE_MAX {
+            return true;
+        }
+        if let Some(((_, last), _)) = self.waiting.pop_last() {
+            self.turns.remove(&last);
+        }
+        false
+    }
+
+    fn pop(&mut self) -> Option<Due> {
+        let ((_, generation), due) = self.waiting.pop_first()?;
+        self.turns.remove(&generation);
+        Some(due)
+    }
 }
 
 impl Refreshes {
@@ -64,22 +119,38 @@ impl Refreshes {
         }
     }
 
-    /// An entry has come due, which was served so often since it was stored.
-    pub fn offer(&mut self, upstream: u16, object: Arc<Object>, hits: u8, now_mono_ms: u64) {
-        let Some(line) = self.lines.get_mut(upstream as usize).filter(|line| line.in_flight_max > 0) else { return };
-        line.waiting.insert((value(&object, hits, now_mono_ms), object.generation), object);
-        if line.waiting.len() > limits::REFRESH_QUEUE_MAX {
-            line.waiting.pop_first();
-            self.dropped.queue_full += 1;
-        }
+    fn line(&mut self, upstream: u16) -> Option<&mut Line> {
+        self.lines.get_mut(upstream as usize).filter(|line| line.in_flight_max > 0)
     }
 
-    /// The most valuable entry that may be fetched now.
-    pub fn next(&mut self, now_mono_ms: u64) -> Option<Arc<Object>> {
+    /// A popular entry has come due, which was served so often since it was stored.
+    pub fn offer(&mut self, upstream: u16, object: Arc<Object>, hits: u8, now_mono_ms: u64) {
+        let Some(line) = self.line(upstream) else { return };
+        let turn_ms = end_mono_ms(&object) - head_start_ms(value(&object, hits, now_mono_ms));
+        let has_room = line.add(Due { object, asked: None }, turn_ms);
+        self.dropped.queue_full += u64::from(!has_room);
+    }
+
+    /// An entry that has ended was asked for, and served.
+    pub fn ask(&mut self, upstream: u16, object: &Arc<Object>, query: &Arc<Query>, now_mono_ms: u64) {
+        let Some(line) = self.line(upstream) else { return };
+        if let Some(turn_ms) = line.turns.get(&object.generation) {
+            if let Some(due) = line.waiting.get_mut(&(*turn_ms, object.generation)) {
+                due.asked.get_or_insert_with(|| Arc::clone(query));
+            }
+            return;
+        }
+        let turn_ms = end_mono_ms(object) - head_start_ms(value(object, 1, now_mono_ms));
+        let has_room = line.add(Due { object: Arc::clone(object), asked: Some(Arc::clone(query)) }, turn_ms);
+        self.dropped.queue_full += u64::from(!has_room);
+    }
+
+    /// The most urgent entry that may be fetched now.
+    pub fn next(&mut self, now_mono_ms: u64) -> Option<Due> {
         for line in self.lines.iter_mut().filter(|line| line.in_flight < line.in_flight_max) {
-            while let Some((_, object)) = line.waiting.pop_last() {
-                if !is_over(&object, now_mono_ms) {
-                    return Some(object);
+            while let Some(due) = line.pop() {
+                if due.asked.is_some() || !is_over(&due.object, now_mono_ms) {
+                    return Some(due);
                 }
                 self.dropped.expired += 1;
             }
@@ -99,13 +170,24 @@ impl Refreshes {
         }
     }
 
-    /// Lets go of what has ended while it waited. To be called about once a second.
+    /// Lets go of what has ended while it waited and nobody asked for. To be called about once a second.
     pub fn sweep(&mut self, now_mono_ms: u64) {
         for line in &mut self.lines {
             let before = line.waiting.len();
-            line.waiting.retain(|_, object| !is_over(object, now_mono_ms));
+            line.waiting.retain(|_, due| due.asked.is_some() || !is_over(&due.object, now_mono_ms));
             self.dropped.expired += (before - line.waiting.len()) as u64;
+            if line.waiting.len() < before {
+                line.turns = line.waiting.keys().map(|(turn, generation)| (*generation, *turn)).collect();
+            }
         }
+    }
+
+    /// For each upstream, how long ago the entry ended that was asked for and waits longest, in milliseconds.
+    pub fn overdue_ms(&self, now_mono_ms: u64) -> impl Iterator<Item = u64> {
+        self.lines.iter().map(move |line| {
+            let asked = line.waiting.values().find(|due| due.asked.is_some());
+            asked.map_or(0, |due| (now_mono_ms + HEAD_START_MS).saturating_sub(end_mono_ms(&due.object)))
+        })
     }
 }
 
@@ -143,13 +225,13 @@ mod tests {
         }
         let mut order = Vec::new();
         for lease in [1, 2].map(LeaseId) {
-            order.push(refreshes.next(80_000).unwrap().generation);
+            order.push(refreshes.next(80_000).unwrap().object.generation);
             refreshes.started(0, lease);
         }
         assert!(refreshes.next(80_000).is_none(), "two at once");
         for lease in [3, 4].map(LeaseId) {
             refreshes.ended(LeaseId(lease.0 - 2));
-            order.push(refreshes.next(80_000).unwrap().generation);
+            order.push(refreshes.next(80_000).unwrap().object.generation);
             refreshes.started(0, lease);
         }
         assert_eq!(order, [4, 2, 3, 1]);
@@ -163,7 +245,11 @@ mod tests {
             refreshes.offer(0, object(generation, 10 + generation as u32), 2, 80_000);
         }
         assert_eq!(refreshes.dropped, Dropped { queue_full: 3, expired: 0 });
-        assert_eq!(refreshes.lines[0].waiting.first_key_value().unwrap().1.generation, 3, "0 to 2 are gone");
+        assert_eq!(
+            refreshes.lines[0].waiting.last_key_value().unwrap().1.object.fetch_ms,
+            1000,
+            "the least valuable are gone"
+        );
         assert!(refreshes.next(99_999).is_some());
         refreshes.sweep(100_000);
         assert!(refreshes.next(100_000).is_none());

@@ -18,9 +18,11 @@
 //!    and all background kinds, may each have `queue_max` waiting.
 //!
 //! A request that does not fit by 2 to 5 is passed over, and keeps its turn.
+//! The number of slots is given, or found out ([`super::concurrency`]); shares and reserve are parts of what it is now.
 //! Invariants: `background_in_use <= background_max` and `running <= max` when a slot is granted; a waiter is in the queue once.
 
-use super::message::{Asker, Refusal, RefusalReason, SlotId, Wanted};
+use super::concurrency::{Bounds, Limit};
+use super::message::{Asker, Refusal, RefusalReason, SlotEnd, SlotId, Wanted};
 use super::service_time::ServiceTimes;
 use crate::base::limits;
 use crate::base::outcome::FetchKind;
@@ -44,8 +46,10 @@ pub enum SlotClaim {
 /// The bounds of one upstream.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Requests at once; `u32::MAX`: unlimited.
+    /// Requests at once; `u32::MAX`: unlimited. Where `auto` is there, the most that it can come to.
     pub max: u32,
+    /// The limit is found out within these.
+    pub auto: Option<Bounds>,
     /// 0.0: the background has no slot. Else at least one.
     pub background_share: f64,
     /// And never more than this.
@@ -60,25 +64,25 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Slots that the background may have.
+    /// Slots that the background may have of `max`.
     #[must_use]
-    pub fn background(&self) -> u32 {
+    pub fn background(&self, max: u32) -> u32 {
         if self.background_share <= 0.0 {
             return 0;
         }
         // The smallest part that a product of two exact numbers can be off by must not cost a slot.
-        let share = (f64::from(self.max) * self.background_share + 1e-6) as u32;
+        let share = (f64::from(max) * self.background_share + 1e-6) as u32;
         share.clamp(1, self.background_max)
     }
 
-    /// Slots kept for short requests.
+    /// Slots of `max` that are kept for short requests.
     #[must_use]
-    pub fn reserve(&self) -> u32 {
-        let most = self.max.saturating_sub(1);
+    pub fn reserve(&self, max: u32) -> u32 {
+        let most = max.saturating_sub(1);
         match self.reserve {
             Some(reserve) => reserve.min(most),
-            None if self.max == u32::MAX => 0,
-            None => (self.max / 4).max(1).min(most),
+            None if max == u32::MAX => 0,
+            None => (max / 4).max(1).min(most),
         }
     }
 }
@@ -89,6 +93,8 @@ struct Running {
     since_mono_ms: u64,
     is_long: bool,
     is_probe: bool,
+    /// How many were in use when it began, itself included.
+    among: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +115,7 @@ enum Seat {
 #[derive(Debug, Clone)]
 pub struct Slots {
     policy: Policy,
+    limit: Option<Limit>,
     running: Slab<Running>,
     long_in_use: u32,
     background_in_use: u32,
@@ -127,6 +134,7 @@ impl Slots {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
+            limit: policy.auto.map(Limit::new),
             policy,
             running: Slab::new(),
             long_in_use: 0,
@@ -145,6 +153,10 @@ impl Slots {
     /// Takes over the bounds of `new`; returns who gets a slot now. What is in use beyond them runs to its end.
     pub fn reconfigure(&mut self, new: &Self, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
         self.policy.clone_from(&new.policy);
+        match (&mut self.limit, new.policy.auto) {
+            (Some(limit), Some(bounds)) => limit.rebound(bounds),
+            (limit, auto) => *limit = auto.map(Limit::new),
+        }
         self.poll(now_mono_ms)
     }
 
@@ -161,6 +173,7 @@ impl Slots {
         {
             return SlotClaim::Granted(self.take(wanted, seat, now_mono_ms));
         }
+        self.note_bound(wanted);
         let wait_ms = self.expected_wait_ms(wanted, place, now_mono_ms);
         let queued = if is_background { self.background_queued } else { self.queue.len() - self.background_queued };
         if queued >= self.policy.queue_max {
@@ -174,10 +187,10 @@ impl Slots {
         SlotClaim::Queued
     }
 
-    /// Gives a slot back, and returns who gets one now. `answered`: the time it was held is that of a request which came to a good
-    /// end.
-    pub fn release(&mut self, slot: SlotId, answered: bool, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
+    /// Gives a slot back, and returns who gets one now.
+    pub fn release(&mut self, slot: SlotId, end: SlotEnd, now_mono_ms: u64) -> Vec<(Asker, SlotId)> {
         self.look(now_mono_ms);
+        let among = self.in_use();
         let Some(ended) = self.running.try_remove(slot.0 as usize) else {
             debug_assert!(false, "a slot is returned once");
             return Vec::new();
@@ -192,10 +205,17 @@ impl Slots {
         if let Some(count) = self.route_in_use.get_mut(&ended.wanted.route) {
             *count = count.saturating_sub(1);
         }
-        if answered {
-            self.times.learn(ended.wanted.shape, held_ms, now_mono_ms);
-        } else {
-            self.times.learn_at_least(ended.wanted.shape, held_ms, now_mono_ms);
+        let shape = ended.wanted.shape;
+        match end {
+            SlotEnd::Answered { .. } => self.times.learn(shape, held_ms, now_mono_ms),
+            SlotEnd::Failed | SlotEnd::Unknown => self.times.learn_at_least(shape, held_ms, now_mono_ms),
+        }
+        match (&mut self.limit, end) {
+            (Some(limit), SlotEnd::Answered { head_ms }) => {
+                limit.answered(shape, head_ms.into(), ended.among, among, now_mono_ms);
+            }
+            (Some(limit), SlotEnd::Failed) => limit.failed(now_mono_ms),
+            _ => {}
         }
         self.poll(now_mono_ms)
     }
@@ -246,6 +266,18 @@ impl Slots {
         }
     }
 
+    /// Takes note that a request waits for the limit, or for the part of it that is not reserved: not for its share or its route.
+    fn note_bound(&mut self, wanted: Wanted) {
+        let is_bound = self.in_use() >= self.max() || self.long_in_use >= self.max() - self.reserve();
+        let background_max = self.background_max();
+        if let Some(limit) = &mut self.limit
+            && is_bound
+            && (!wanted.kind.is_background() || self.background_in_use < background_max)
+        {
+            limit.held_back();
+        }
+    }
+
     fn may_probe(&self, wanted: Wanted) -> bool {
         wanted.kind == FetchKind::Foreground
             && !self.probing
@@ -260,7 +292,13 @@ impl Slots {
         let (is_long, is_probe) = (seat == Seat::Long, seat == Seat::Probe);
         self.long_in_use += u32::from(is_long);
         self.probing |= is_probe;
-        let at = self.running.insert(Running { wanted, since_mono_ms: now_mono_ms, is_long, is_probe });
+        let at = self.running.insert(Running {
+            wanted,
+            since_mono_ms: now_mono_ms,
+            is_long,
+            is_probe,
+            among: self.in_use() + 1,
+        });
         debug_assert!(self.in_use() <= self.max() && self.background_in_use <= self.background_max());
         SlotId(at as u32)
     }
@@ -272,6 +310,9 @@ impl Slots {
         }
         let passed_ms = if self.looked_mono_ms == 0 { 0 } else { now_mono_ms - self.credited_mono_ms } as i64;
         self.looked_mono_ms = now_mono_ms;
+        if let Some(limit) = &mut self.limit {
+            limit.tick(now_mono_ms);
+        }
         if passed_ms >= PROBE_SHARE || self.credited_mono_ms == 0 {
             self.probe_credit_ms = (self.probe_credit_ms + passed_ms / PROBE_SHARE).min(PROBE_CREDIT_MS);
             self.credited_mono_ms = now_mono_ms;
@@ -325,15 +366,22 @@ impl Slots {
     }
 
     fn max(&self) -> u32 {
-        self.policy.max
+        self.limit.as_ref().map_or(self.policy.max, Limit::now)
     }
 
     fn reserve(&self) -> u32 {
-        self.policy.reserve()
+        self.policy.reserve(self.max())
     }
 
     fn background_max(&self) -> u32 {
-        self.policy.background()
+        self.policy.background(self.max())
+    }
+
+    /// The limit, given or found out; `None`: unlimited.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        let given = (self.policy.max < u32::MAX).then_some(self.policy.max);
+        self.limit.as_ref().map_or(given, |limit| Some(limit.settled()))
     }
 
     #[must_use]
@@ -353,5 +401,4 @@ impl Slots {
 }
 
 #[cfg(test)]
-#[path = "slots_tests.rs"]
 mod tests;

@@ -5,10 +5,10 @@ use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
 use super::message::{
     ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Refusal, RefusalReason, Reply,
-    SlotId, Token, Wanted,
+    SlotEnd, SlotId, Token, Wanted,
 };
 use super::query::{Query, owner_of};
-use super::refresh::{Dropped, Refreshes};
+use super::refresh::{Dropped, Due, Refreshes};
 use super::schedule::Jitter;
 use super::slots::{SlotClaim, Slots};
 use super::warm::{self, Warm};
@@ -105,6 +105,22 @@ fn is_refresh_due(object: &Object, share: f64, now_mono_ms: u64) -> bool {
 fn refresh_due_mono_ms(object: &Object, share: f64) -> u64 {
     let in_ms = Jitter::new(object.generation).early(share_of_lifetime_ms(object, share));
     object.validity.received_mono_ms.saturating_add(in_ms)
+}
+
+/// The request that an object was the answer to.
+fn query_again(object: &Object) -> Option<Arc<Query>> {
+    let (buf, head) = Query::reparse(object.request().into()).ok()?;
+    Some(Arc::new(Query {
+        key: object.key().into(),
+        hash: object.hash,
+        directives: Default::default(),
+        buf,
+        head,
+        route: object.route,
+        per_credential: key::has_credentials(object.key()),
+        peer: None,
+        trusted: true,
+    }))
 }
 
 /// Of what was left of it when the object arrived.
@@ -291,9 +307,8 @@ impl State {
         self.ask_home(upstream, Message::SlotCancel { upstream, asker }, now);
     }
 
-    /// `answered`: the request came to a good end, so how long it took is its service time.
-    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, answered: bool, now: Now) {
-        self.ask_home(upstream, Message::SlotReturn { upstream, slot, answered }, now);
+    pub fn slot_return(&mut self, upstream: u16, slot: SlotId, end: SlotEnd, now: Now) {
+        self.ask_home(upstream, Message::SlotReturn { upstream, slot, end }, now);
     }
 
     fn ask_home(&mut self, upstream: u16, message: Message, now: Now) {
@@ -333,8 +348,9 @@ impl State {
                 Standing::Fresh { .. } => return self.serve(asker, &stored, false, self.purge_seq),
                 Standing::StaleWhileRevalidate { .. } => {
                     self.serve(asker, &stored, false, self.purge_seq);
-                    self.background(query, FetchKind::Revalidate, Some(Arc::clone(&stored)), now);
-                    return;
+                    let upstream = self.routes[query.route as usize].upstream;
+                    self.refreshes.ask(upstream, &stored, query, now.mono_ms);
+                    return self.start_refreshes(now);
                 }
                 Standing::MustRevalidate { .. } => stale = Some(Arc::clone(&stored)),
             }
@@ -675,26 +691,22 @@ impl State {
             let upstream = self.routes[object.route as usize].upstream;
             self.refreshes.offer(upstream, object, hits, now.mono_ms);
         }
-        while let Some(object) = self.refreshes.next(now.mono_ms) {
-            let upstream = self.routes[object.route as usize].upstream;
-            let Ok((buf, head)) = Query::reparse(object.request().into()) else { continue };
-            let query = Arc::new(Query {
-                key: object.key().into(),
-                hash: object.hash,
-                directives: Default::default(),
-                buf,
-                head,
-                route: object.route,
-                per_credential: key::has_credentials(object.key()),
-                peer: None,
-                trusted: true,
-            });
+        self.start_refreshes(now);
+    }
+
+    fn start_refreshes(&mut self, now: Now) {
+        while let Some(Due { object, asked }) = self.refreshes.next(now.mono_ms) {
+            let kind = if asked.is_some() { FetchKind::Revalidate } else { FetchKind::Refresh };
+            let Some(query) = asked.or_else(|| query_again(&object)) else { continue };
+            let upstream = self.routes[query.route as usize].upstream;
             let current = self.partition.get(query.hash, &query.key, query.view());
             if current.is_some_and(|stored| stored.generation == object.generation) {
                 let due_mono_ms = refresh_due_mono_ms(&object, self.routes[object.route as usize].refresh_ahead);
-                if let Some(lease) = self.background(&query, FetchKind::Refresh, Some(object), now) {
+                if let Some(lease) = self.background(&query, kind, Some(object), now) {
                     self.refreshes.started(upstream, lease);
-                    self.note_late(FetchKind::Refresh, due_mono_ms, now);
+                    if kind == FetchKind::Refresh {
+                        self.note_late(kind, due_mono_ms, now);
+                    }
                 }
             }
         }
@@ -722,8 +734,8 @@ impl State {
                     self.answer(asker, Reply::NoSlot(refusal));
                 }
             }
-            Message::SlotReturn { upstream, slot, answered } => {
-                let granted = self.slots_of(upstream).release(slot, answered, now.mono_ms);
+            Message::SlotReturn { upstream, slot, end } => {
+                let granted = self.slots_of(upstream).release(slot, end, now.mono_ms);
                 self.grant(granted);
             }
             _ => unreachable!("only slot messages come here"),
@@ -751,9 +763,9 @@ impl State {
         self.actions.push(Action::Send { to, message });
     }
 
-    /// The upstreams whose home is here, with slots in use and requests waiting.
-    pub fn slot_use(&self) -> impl Iterator<Item = (u16, u32, usize)> {
-        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
+    /// The upstreams whose home is here, with their limit (`None`: unlimited) and the requests that wait.
+    pub fn slot_use(&self) -> impl Iterator<Item = (u16, Option<u32>, usize)> {
+        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.limit(), slots.queued()))
     }
 
     /// Routes and the slots that they hold, of the upstreams whose home is here.

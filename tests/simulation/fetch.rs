@@ -12,7 +12,7 @@ use pilotlight::cache::vary::{self, Vary};
 use pilotlight::config::{Authorization, RouteCache};
 use pilotlight::http::head::{Method, ResponseHead};
 use pilotlight::http::parse::{self, Parsed};
-use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, SlotId, Token, Wanted};
+use pilotlight::shard::message::{ABANDONED, Failure, FetchOutcome, LeaseId, Reply, SlotEnd, SlotId, Token, Wanted};
 use pilotlight::shard::query::Query;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -309,8 +309,12 @@ impl World<'_> {
         let task = &mut self.tasks[id];
         if let Some(slot) = task.slot.take() {
             let (shard, upstream, kind) = (task.shard, task.query.route, task.kind);
-            let answered = self.rng.percent(80);
-            self.return_slot(shard, (upstream, upstream, kind), slot, answered);
+            let end = match self.rng.within(0, 9) {
+                0 => SlotEnd::Unknown,
+                1 => SlotEnd::Failed,
+                _ => SlotEnd::Answered { head_ms: self.rng.within(0, 50) as u32 },
+            };
+            self.return_slot(shard, (upstream, upstream, kind), slot, end);
         }
     }
 

@@ -9,7 +9,10 @@ use crate::fetch::Task;
 use crate::rng::Rng;
 use pilotlight::base::outcome::FetchKind;
 use pilotlight::base::time::Now;
-use pilotlight::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, SlotId, Token};
+use pilotlight::shard::concurrency;
+use pilotlight::shard::message::{
+    ABANDONED, Action, FetchOutcome, LeaseId, Message, NOT_CACHED, Reply, SlotEnd, SlotId, Token,
+};
 use pilotlight::shard::query::owner_of;
 use pilotlight::shard::slots::{Policy, Slots};
 use pilotlight::shard::state::{RoutePolicy, State, home_of};
@@ -123,6 +126,7 @@ struct Place {
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub max: Option<u32>,
+    pub auto: Option<concurrency::Bounds>,
     pub background: u32,
     pub route_max: Option<u32>,
     pub reserve: Option<u32>,
@@ -173,11 +177,16 @@ impl<'c> World<'c> {
         let bounds = [
             Bounds {
                 max: Some(max),
+                auto: rng.percent(25).then(|| concurrency::Bounds {
+                    min: 1,
+                    max,
+                    initial: rng.within(1, u64::from(max)) as u32,
+                }),
                 background: rng.within(1, u64::from(max)) as u32,
                 route_max: rng.percent(25).then_some(1),
                 reserve: rng.percent(50).then(|| rng.within(0, u64::from(max) - 1) as u32),
             },
-            Bounds { max: None, background: rng.within(1, 3) as u32, route_max: None, reserve: None },
+            Bounds { max: None, auto: None, background: rng.within(1, 3) as u32, route_max: None, reserve: None },
         ];
         // Few URLs, so that requests meet.
         let urls: Vec<usize> = (0..rng.within(2, 5)).map(|_| rng.below(catalogue.urls.len())).collect();
@@ -236,6 +245,7 @@ impl<'c> World<'c> {
                 let route_max = bounds.route_max.map(|max| (upstream as u16, max)).into_iter().collect();
                 let policy = Policy {
                     max: bounds.max.unwrap_or(u32::MAX),
+                    auto: bounds.auto,
                     background_share: bounds.max.map_or(1.0, |max| f64::from(bounds.background) / f64::from(max)),
                     background_max: bounds.background,
                     reserve: bounds.reserve,
@@ -523,7 +533,7 @@ impl<'c> World<'c> {
                 self.end_lease(shard, hash, lease, FetchOutcome::Failed(ABANDONED));
             }
             (Reply::Slot(slot), Leftover::Slot { upstream, route, kind }) => {
-                self.return_slot(shard, (upstream, route, kind), slot, false);
+                self.return_slot(shard, (upstream, route, kind), slot, SlotEnd::Unknown);
             }
             _ => {}
         }
@@ -548,10 +558,10 @@ impl<'c> World<'c> {
         shard: usize,
         (upstream, route, kind): (u16, u16, FetchKind),
         slot: SlotId,
-        answered: bool,
+        end: SlotEnd,
     ) {
         self.ledger.slot_returned(upstream, route, kind);
-        self.with_state(shard, |state, now| state.slot_return(upstream, slot, answered, now));
+        self.with_state(shard, |state, now| state.slot_return(upstream, slot, end, now));
     }
 
     pub fn waiting_places(&self) -> usize {

@@ -15,6 +15,7 @@ use crate::control::State;
 use crate::control::link::ShardShared;
 use crate::control::process;
 use crate::control::recorder::{Labels, Recorder};
+use crate::control::status::limit_of;
 
 /// Latency is looked at every so many looks.
 const LATENCY_LOOKS: u64 = 2;
@@ -119,7 +120,7 @@ fn upstream(state: &State, at: usize) -> UpstreamSeen {
         (0..config.servers.len()).flat_map(|server| state.servers().addresses(at, server)).collect();
     UpstreamSeen {
         name: config.name.clone(),
-        slots_max: config.max_concurrency,
+        slots_max: limit_of(&state.recorder, config),
         first_byte_timeout: config.first_byte_timeout,
         all_down: config.health_check.is_some() && !addresses.is_empty() && addresses.iter().all(|(_, up)| !up),
         ..UpstreamSeen::default()

@@ -1,12 +1,13 @@
 //! The rules one by one, and a seeded simulation of short and long requests at few slots.
 
-use super::super::message::Token;
-use super::super::schedule::Jitter;
 use super::*;
+use crate::shard::message::Token;
+use crate::shard::schedule::Jitter;
 use FetchKind::{Foreground, Refresh, Revalidate, Warm};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+const ANSWERED: SlotEnd = SlotEnd::Answered { head_ms: 1 };
 const FAST: u32 = 1;
 const SLOW: u32 = 2;
 const HEAD_START_MS: u64 = limits::KIND_HEAD_START_MS;
@@ -22,6 +23,7 @@ fn wanted(kind: FetchKind, shape: u32) -> Wanted {
 fn policy(max: u32) -> Policy {
     Policy {
         max,
+        auto: None,
         background_share: 0.5,
         background_max: u32::MAX,
         reserve: Some(0),
@@ -76,11 +78,11 @@ fn the_order_is_foreground_revalidate_refresh_warm() {
         assert_eq!(slots.claim(asker(at), wanted(kind, SLOW), u64::from(at)), SlotClaim::Queued);
     }
     for expected in [4, 3, 2, 1] {
-        let next = slots.release(held, true, 10);
+        let next = slots.release(held, ANSWERED, 10);
         assert_eq!(next[0].0, asker(expected));
         held = next[0].1;
     }
-    assert!(slots.release(held, true, 10).is_empty());
+    assert!(slots.release(held, ANSWERED, 10).is_empty());
     assert_eq!(slots.in_use(), 0);
 }
 
@@ -94,7 +96,7 @@ fn what_waits_is_overtaken_only_by_who_came_within_the_head_start() {
             let held = granted(slots.claim(asker(0), wanted(Foreground, FAST), 100));
             assert_eq!(slots.claim(asker(1), wanted(kind, FAST), 100), SlotClaim::Queued);
             assert_eq!(slots.claim(asker(2), wanted(Foreground, FAST), 100 + after_ms), SlotClaim::Queued);
-            let next = slots.release(held, true, 100 + after_ms)[0].0;
+            let next = slots.release(held, ANSWERED, 100 + after_ms)[0].0;
             assert_eq!(next == asker(2), client_first, "{kind:?} overtaken after {after_ms} ms");
         }
     }
@@ -107,7 +109,7 @@ fn a_route_at_its_limit_is_passed_over() {
     let held = granted(slots.claim(asker(0), of_route(7), 0));
     assert_eq!(slots.claim(asker(1), of_route(7), 0), SlotClaim::Queued);
     granted(slots.claim(asker(2), of_route(0), 0));
-    assert_eq!(slots.release(held, true, 0)[0].0, asker(1));
+    assert_eq!(slots.release(held, ANSWERED, 0)[0].0, asker(1));
 }
 
 #[test]
@@ -148,7 +150,7 @@ fn an_unknown_shape_may_probe_once_at_a_time_and_within_a_budget() {
     assert!(slots.cancel(asker(6)));
     // It took all of the credit, which grows by a tenth of the time.
     let end = 10 + PROBE_CREDIT_MS as u64 + 100;
-    assert!(slots.release(probe, true, end).is_empty(), "the reserve is for short ones");
+    assert!(slots.release(probe, ANSWERED, end).is_empty(), "the reserve is for short ones");
     assert_eq!(slots.claim(asker(7), wanted(Foreground, 73), end), SlotClaim::Queued, "the credit is spent");
     let later = end + PROBE_CREDIT_MS as u64 * PROBE_SHARE as u64;
     assert_eq!(slots.poll(later).iter().map(|(asker, _)| *asker).collect::<Vec<_>>(), [asker(7)]);
@@ -186,7 +188,7 @@ fn clients_and_the_background_have_a_bound_each() {
     assert_eq!(refused(slots.claim(asker(4), wanted(Foreground, FAST), 0)).reason, RefusalReason::Full);
     assert!(slots.cancel(asker(3)) && slots.cancel(asker(1)));
     assert!(!slots.cancel(asker(1)));
-    assert!(slots.release(held, true, 0).is_empty());
+    assert!(slots.release(held, ANSWERED, 0).is_empty());
     assert_eq!(slots.claim(asker(5), wanted(Warm, FAST), 0), SlotClaim::Granted(SlotId(0)));
 }
 
@@ -231,7 +233,7 @@ fn simulate(seed: u64, reserve: Option<u32>, long_shapes: u32, end_ms: u64) -> S
         let mut grants = Vec::new();
         if let Some(slot) = ended {
             *out.entry(0).or_default() -= 1;
-            grants = slots.release(slot, true, now);
+            grants = slots.release(slot, ANSWERED, now);
             let (what, _) = asked[&id];
             if what.shape != FAST {
                 if what.kind == Foreground {
