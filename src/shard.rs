@@ -8,8 +8,10 @@
 //! Invariants: a key has one owner; the owner grants at most one lease per lease key at a time; every token that was asked with
 //! gets exactly one `Reply`, unless its asker gives it up first.
 
+pub mod clients;
 pub mod hot;
 pub mod lease;
+pub mod limits;
 pub mod message;
 pub mod query;
 pub mod refresh;

@@ -10,7 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
-use super::units::{Grace, Lifetime, Period, Size, Timeout, parse_duration};
+use super::units::{Grace, Lifetime, Period, Size, Timeout, Window, parse_duration};
 use super::{Authorization, BusyPoll};
 
 #[derive(Debug, Default, Deserialize)]
@@ -127,6 +127,7 @@ pub struct Route {
     pub max_concurrency: Option<NonZeroU32>,
     pub cache: Option<CacheSwitch>,
     pub shield: Option<Spanned<Shield>>,
+    pub rate_limit: Option<RateLimit>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -134,6 +135,15 @@ pub struct Route {
 pub struct Shield {
     pub interval: Option<Timeout>,
     pub host: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    pub requests: NonZeroU32,
+    pub per: Option<Spanned<Window>>,
+    pub burst: Option<NonZeroU32>,
+    pub by: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

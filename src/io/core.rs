@@ -412,6 +412,7 @@ impl Shard {
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
+        telemetry.limited_clients(state.limited_clients());
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));

@@ -64,6 +64,7 @@ impl Answered {
 pub fn answer(
     shard: &Shard,
     bytes: &[u8],
+    from: Sender,
     out: &mut Vec<u8>,
     answered: &mut Answered,
     now_mono_ms: u64,
@@ -84,7 +85,7 @@ pub fn answer(
             Ok(Parsed::Complete) => {}
         }
         let start = out.len();
-        let Some((route, body, keep)) = try_hit(shard, &head, rest, out, now_mono_ms) else {
+        let Some((route, body, keep)) = try_hit(shard, &head, rest, from, out, now_mono_ms) else {
             return (taken, Next::Slow(std::mem::take(&mut head)));
         };
         let record = shard.journal().map(|journal| {
@@ -107,6 +108,7 @@ fn try_hit(
     shard: &Shard,
     head: &RequestHead,
     bytes: &[u8],
+    from: Sender,
     out: &mut Vec<u8>,
     now_mono_ms: u64,
 ) -> Option<(u16, Option<Rest>, bool)> {
@@ -114,10 +116,16 @@ fn try_hit(
     let target = head.target.of(bytes);
     let common = &*shard.common;
     let route = common.table.find(&head.host, target)?;
-    let cache = common.config.routes[route as usize].cache.as_ref()?;
+    let config = &common.config.routes[route as usize];
+    let cache = config.cache.as_ref()?;
     if !matches!(admit::lookup_mode(head, view, Some(cache)), LookupMode::Cache) {
         return None;
     }
+    // Looked for first, so that what is refused does not make an entry popular; taken only where this is a hit.
+    let token = match &config.rate_limit {
+        None => None,
+        Some(limit) => Some(shard.peek_token(limit, route, view, from, now_mono_ms)?),
+    };
     let mut scratch = shard.scratch.borrow_mut();
     scratch.clear();
     let credentials = (cache.authorization == Authorization::PerCredential).then_some(view);
@@ -127,6 +135,9 @@ fn try_hit(
     let directives = RequestDirectives::of(view);
     if !matches!(freshness::judge(&found.validity, &directives, now_mono_ms), Standing::Fresh { .. }) {
         return None;
+    }
+    if let Some(token) = token {
+        shard.spend_token(token, now_mono_ms);
     }
     let keep = head.keep_alive && !shard.draining.get();
     let told =
