@@ -142,7 +142,7 @@ pub struct Shield {
 pub struct RateLimit {
     pub requests: NonZeroU32,
     pub per: Option<Spanned<Window>>,
-    pub burst: Option<NonZeroU32>,
+    pub burst: Option<Spanned<NonZeroU32>>,
     pub by: Option<Spanned<String>>,
 }
 

@@ -26,7 +26,17 @@ pub fn rate_limit(source: Source<'_>, file: &file::RateLimit) -> Result<RateLimi
         None => LimitBy::Address,
     };
     let requests = file.requests.get();
-    Ok(RateLimit { requests, per, burst: file.burst.map_or(requests, |burst| burst.get()), by })
+    let burst = file.burst.as_ref().map_or(requests, |written| written.as_ref().get());
+    // Buckets fill up by the millisecond: a smaller one could not give its rate.
+    if let Some(written) = &file.burst
+        && u128::from(burst) * per.as_millis() < u128::from(requests)
+    {
+        let message = format!(
+            "the burst {burst} is too small for {requests} requests in so short a time: a millisecond brings more"
+        );
+        return Err(source.at(written.span(), message));
+    }
+    Ok(RateLimit { requests, per, burst, by })
 }
 
 fn by(written: &Spanned<String>) -> Result<LimitBy, String> {

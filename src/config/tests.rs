@@ -405,6 +405,7 @@ fn mistakes_in_a_file() {
         ),
         ("[routes.rate_limit]\nrequests = 1\nby = 'adress'", "p.toml:7:6: bad by \"adress\": expected \"address\""),
         ("[routes.rate_limit]\nrequests = 1\nby = 'header:X_T'", "p.toml:7:6: bad field name \"X_T\" in by"),
+        ("[routes.rate_limit]\nrequests = 9001\nburst = 9", "p.toml:7:9: the burst 9 is too small for 9001 requests"),
         ("[routes.rate_limit]\nrequests = 1\nbrust = 2", "p.toml:7:1: unknown key `brust`; did you mean `burst`?"),
         ("[routes.cache]\noverride = true", "p.toml:6:12: override = true needs a ttl beside it"),
         ("[routes.cache]\nrefresh_ahead = -1", "p.toml:6:17: the share -1 is out of bounds: 0 to 1 is allowed"),

@@ -3,7 +3,9 @@
 //!
 //! The level is counted in parts of which a token has as many as the window has milliseconds. A millisecond then brings exactly
 //! `requests` parts, so nothing is rounded and nothing drifts. Pure: the time is a parameter, and one that goes back brings nothing.
-//! Invariant: `level <= burst * per_ms`, which fits 64 bits since a window is at most a day.
+//! A full bucket may hold a part of a token besides, less than one: what came within the millisecond in which it filled up would else be
+//! lost, and a bucket for one token would give less than its rate.
+//! Invariant: `level < (burst + 1) * per_ms`, which fits 64 bits since a window is at most a day.
 
 use crate::config::RateLimit;
 
@@ -26,6 +28,11 @@ impl Rate {
     /// Parts of a full bucket.
     fn full(self) -> u64 {
         u64::from(self.burst) * u64::from(self.per_ms)
+    }
+
+    /// The most parts that it holds.
+    fn most(self) -> u64 {
+        self.full() + u64::from(self.requests.min(self.per_ms)) - 1
     }
 }
 
@@ -60,7 +67,7 @@ impl Bucket {
     /// Takes tokens back that were not used. What does not fit is lost.
     pub fn give_back(&mut self, rate: Rate, tokens: u32, now_mono_ms: u64) {
         self.refill(rate, now_mono_ms);
-        self.level = self.level.saturating_add(u64::from(tokens) * u64::from(rate.per_ms)).min(rate.full());
+        self.level = self.level.saturating_add(u64::from(tokens) * u64::from(rate.per_ms)).min(rate.most());
     }
 
     /// How long until the next token is there; 0: one is.
@@ -72,13 +79,13 @@ impl Bucket {
     /// How long until it is full; 0: it is, and says no more than one that is not there.
     pub fn full_in_ms(&mut self, rate: Rate, now_mono_ms: u64) -> u64 {
         self.refill(rate, now_mono_ms);
-        (rate.full() - self.level).div_ceil(u64::from(rate.requests))
+        rate.full().saturating_sub(self.level).div_ceil(u64::from(rate.requests))
     }
 
     fn refill(&mut self, rate: Rate, now_mono_ms: u64) {
         let passed_ms = now_mono_ms.saturating_sub(self.at_mono_ms);
         let more = passed_ms.saturating_mul(u64::from(rate.requests));
-        self.level = self.level.saturating_add(more).min(rate.full());
+        self.level = self.level.saturating_add(more).min(rate.most());
         self.at_mono_ms = self.at_mono_ms.max(now_mono_ms);
     }
 }
@@ -123,13 +130,15 @@ mod tests {
         }
     }
 
-    /// 7 in 3 s divides by nothing; asked every millisecond for ten hours it still gives exactly that.
+    /// Windows that the rate does not divide; asked every millisecond for half an hour they still give exactly that.
     #[test]
     fn nothing_drifts() {
-        let rate = rate(7, 3000, 2);
-        let mut bucket = Bucket::full(rate, 0);
-        let given: u64 = (0..36_000_000).map(|at| u64::from(bucket.take(rate, 1, at))).sum();
-        assert_eq!(given, 2 + 35_999_999 * 7 / 3000);
+        for rate in [rate(7, 3000, 2), rate(400, 1000, 1), rate(3, 1000, 1), rate(1000, 1000, 1)] {
+            let mut bucket = Bucket::full(rate, 0);
+            let given: u64 = (0..2_000_000).map(|at| u64::from(bucket.take(rate, 1, at))).sum();
+            let expected = 1_999_999 * u64::from(rate.requests) / u64::from(rate.per_ms);
+            assert_eq!(given, u64::from(rate.burst) + expected, "{rate:?}");
+        }
     }
 
     #[test]

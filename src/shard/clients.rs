@@ -1,7 +1,7 @@
 //! What a shard knows of the clients of its limited routes: a table with a bound, from which the least valuable goes when it is full.
 //!
-//! What is least valuable is for the user to say. Not all are compared but [`limits::CLIENTS_COMPARED`] in a row, further on each time: so a
-//! newcomer costs the same however many there are.
+//! What is least valuable is for the user to say. Not all are compared but [`limits::CLIENTS_COMPARED`], spread evenly over the table and
+//! others each time: so a newcomer costs the same however many there are, and those that came together are not compared with each other alone.
 
 use crate::base::limits;
 use crate::route::client::Client;
@@ -41,9 +41,10 @@ impl<T> Clients<T> {
         debug_assert!(self.find(client).is_none(), "a client is added once");
         if self.entries.len() >= self.max {
             let from = self.compared;
-            self.compared = (from + limits::CLIENTS_COMPARED) % self.max;
+            self.compared = (from + 1) % self.max;
             // Full, so that every place up to `max` is taken.
-            let places = (from..from + limits::CLIENTS_COMPARED.min(self.max)).map(|at| at % self.max);
+            let apart = self.max.div_ceil(limits::CLIENTS_COMPARED);
+            let places = (0..self.max).step_by(apart).map(|at| (from + at) % self.max);
             let least = places.filter_map(|at| {
                 let (client, value) = self.entries.get_mut(at)?;
                 Some((worth(*client, value), at))
@@ -112,12 +113,15 @@ mod tests {
         for number in 0..100 {
             clients.insert(client(number), number, |_, _| unreachable!("there is room"));
         }
-        // Even ones are worth more than any odd one, and there are enough of these among those that are compared.
-        for number in 100..150 {
-            clients.insert(client(2 * number), 2 * number, |_, value| if *value % 2 == 0 { u64::MAX } else { *value });
+        // Multiples of three are worth more than any other, of which there are some among those that are compared.
+        let worth = |_, value: &mut u64| if *value % 3 == 0 { u64::MAX } else { *value };
+        for number in 34..60 {
+            clients.insert(client(3 * number), 3 * number, worth);
         }
         assert_eq!(clients.len(), 100);
-        assert!((0..100).all(|number| clients.find(client(number)).is_some() == (number % 2 == 0)));
+        assert!((0..60).all(|number| clients.find(client(3 * number)).is_some()));
+        let others = (0..100).filter(|number| number % 3 > 0 && clients.find(client(*number)).is_some());
+        assert_eq!(others.count(), 66 - 26);
     }
 
     #[test]

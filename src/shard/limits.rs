@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   request ──claim──▶ tokens in advance? ──▶ goes on
-//!                      denied until then? ──▶ 429                    (a flood of a limited client costs no message)
+//!                      denied until then? ──▶ 429                    (no message, however large the flood)
 //!                      else LimitAsk ──▶ owner's bucket ──LimitGrant──▶ goes on, or 429
 //! ```
 //! How exact it is. A token is given out once, so from a full bucket on no more requests go on than the bucket holds and receives.

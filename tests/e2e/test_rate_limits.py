@@ -206,4 +206,6 @@ def test_a_reload_changes_limits_and_keeps_the_others(app):
         assert statuses(gateway, "/free/") == used(3)
         metrics = gateway.metrics()
         assert metrics.sum("pilotlight_rate_limit_clients") == 3
+        told = {route["name"]: route.get("rate_limited") for route in gateway.status()["routes"]}
+        assert (told["/address/"], told["/free/"]) == (3 + 1, 5)
         assert metrics.sum("pilotlight_rate_limit_unanswered_total") == 0
