@@ -114,7 +114,7 @@ mod tests {
             clients.insert(client(number), number, |_, _| unreachable!("there is room"));
         }
         // Multiples of three are worth more than any other, of which there are some among those that are compared.
-        let worth = |_, value: &mut u64| if *value % 3 == 0 { u64::MAX } else { *value };
+        let worth = |_, value: &mut u64| if value.is_multiple_of(3) { u64::MAX } else { *value };
         for number in 34..60 {
             clients.insert(client(3 * number), 3 * number, worth);
         }

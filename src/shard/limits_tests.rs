@@ -245,7 +245,7 @@ impl World {
             }
         }
         self.deliver(now);
-        if now % 50 == 0 {
+        if now.is_multiple_of(50) {
             for shard in 0..self.shards.len() {
                 let mut back = Vec::new();
                 self.shards[shard].tick(now, |owner, client, tokens| back.push((owner, client, tokens)));
