@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Connection, Gateway, is_hit, run
+from harness import Connection, Gateway, is_hit, run, wait_until
 from slow_origin import Origin, Reply
 
 CONFIG = """
@@ -72,8 +72,11 @@ def test_the_total_over_all_shards_is_what_was_asked_for(gateway):
     rate, burst, clients, per_client, seconds = 100, 50, 8, 50, 3
     gateway.http("GET", "/free/")
     connections = [Connection(gateway.port, timeout=20) for _ in range(clients)]
-    on = [gateway.metrics().sum("pilotlight_connections", shard=shard) for shard in range(2)]
-    assert min(on) >= 3, f"connections lie unevenly: {on}"
+
+    def on(shard):
+        return gateway.metrics().sum("pilotlight_connections", shard=shard)
+
+    wait_until(lambda: min(on(0), on(1)) >= 3, 10, "the connections to lie on both shards")
     before = gateway.metrics().sum("pilotlight_rate_limited_total", route="/many/")
     seen, ended = [], []
     start = time.monotonic() + 0.05
