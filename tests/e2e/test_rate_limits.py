@@ -23,7 +23,7 @@ servers = ["{origin}"]
 
 # path: (limit, further keys)
 ROUTES = {
-    "/many/": ('requests = 100, burst = 50, by = "route"', 'cache = { ttl = "1h" }'),
+    "/many/": ('requests = 100, burst = 200, by = "route"', 'cache = { ttl = "1h" }'),
     "/tenant/": ('requests = 5, per = "1h", by = "header:X-Tenant"', 'cache = { ttl = "1h" }'),
     "/address/": ('requests = 5, per = "1h"', "cache = false"),
     "/credential/": ('requests = 5, per = "1h", by = "credential"', "cache = false"),
@@ -68,8 +68,18 @@ def used(count):
     return [200] * count + [429] * (8 - count)
 
 
+def ideal(rate, burst, times):
+    """How many of the requests sent at these times one bucket lets through."""
+    tokens, last, through = burst, times[0], 0
+    for at in sorted(times):
+        tokens, last = min(burst, tokens + rate * (at - last)), at
+        if tokens >= 1:
+            tokens, through = tokens - 1, through + 1
+    return through
+
+
 def test_the_total_over_all_shards_is_what_was_asked_for(gateway):
-    rate, burst, clients, per_client, seconds = 100, 50, 8, 50, 3
+    rate, burst, clients, per_client, seconds = 100, 200, 8, 50, 3
     gateway.http("GET", "/free/")
     connections = [Connection(gateway.port, timeout=20) for _ in range(clients)]
 
@@ -78,32 +88,37 @@ def test_the_total_over_all_shards_is_what_was_asked_for(gateway):
 
     wait_until(lambda: min(on(0), on(1)) >= 3, 10, "the connections to lie on both shards")
     before = gateway.metrics().sum("pilotlight_rate_limited_total", route="/many/")
-    seen, ended = [], []
-    start = time.monotonic() + 0.05
+    assert connections[0].request("GET", "/many/x").status == 200
+    sent, seen = [], []
+    start = time.monotonic()
 
     def ask(number, connection):
-        # An open loop: who is late catches up.
-        for turn in range(per_client * seconds):
-            due = start + turn / per_client + number / per_client / clients
-            time.sleep(max(0.0, due - time.monotonic()))
-            response = connection.request("GET", "/many/x")
-            seen.append((response.status, is_hit(response)))
-        ended.append(time.monotonic())
+        dues = [start + turn / per_client + number / per_client / clients for turn in range(per_client * seconds)]
+        while dues:
+            time.sleep(max(0.0, dues[0] - time.monotonic()))
+            # An open loop: who is late sends all that is due, and does not wait between them.
+            now = time.monotonic()
+            due = [at for at in dues if at <= now]
+            del dues[: len(due)]
+            connection.send(connection.request_bytes("GET", "/many/x") * len(due))
+            sent.extend([now] * len(due))
+            seen.extend(connection.read_response() for _ in due)
 
     threads = [threading.Thread(target=ask, args=each) for each in enumerate(connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    took = time.monotonic() - start
     for connection in connections:
         connection.close()
     assert len(seen) == clients * per_client * seconds
-    took = max(ended) - start
-    accepted = sum(status == 200 for status, _ in seen)
-    expected = burst + rate * took
-    assert 0.95 * expected <= accepted <= 1.05 * expected, f"{accepted} went on in {took:.2f} s, {expected:.0f} may"
-    assert {status for status, _ in seen} == {200, 429}
-    assert sum(hit for _, hit in seen) >= accepted - clients, "hits are limited too"
+    assert {response.status for response in seen} == {200, 429}
+    accepted = sum(response.status == 200 for response in seen)
+    # On a machine that keeps up these are the same. One that stalls sends late, so that less is asked for, and answers late.
+    least, most = ideal(rate, burst, sent), burst + rate * took
+    assert 0.95 * least <= accepted <= 1.05 * most, f"{accepted} went on in {took:.2f} s, {least} to {most:.0f} may"
+    assert sum(is_hit(response) for response in seen) == accepted, "hits are limited too"
     refused = gateway.metrics().sum("pilotlight_rate_limited_total", route="/many/") - before
     assert refused == len(seen) - accepted
 
