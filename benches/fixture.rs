@@ -32,6 +32,8 @@ use std::sync::atomic::AtomicUsize;
 /// When everything here was stored, and a little later, when it is asked for.
 pub const STORED_MONO_MS: u64 = 10_000;
 pub const NOW_MONO_MS: u64 = 12_345;
+/// Who asks.
+const FROM: Sender = Sender { peer: None, trusted: true };
 
 const CONFIG: &str = r#"
 [server]
@@ -85,8 +87,11 @@ pub fn shard() -> Shard {
     // Fails when the bench has made a shard before: then that one's recorder goes on.
     let _ = metrics::set_global_recorder(Recorder::new());
     let config = load::parse("bench", CONFIG, &Overrides::default()).expect("a good configuration");
-    let routes: Arc<[RoutePolicy]> =
-        config.routes.iter().map(|_| RoutePolicy { upstream: 0, refresh_ahead: 0.0, lease_ms: 30_000 }).collect();
+    let routes: Arc<[RoutePolicy]> = config
+        .routes
+        .iter()
+        .map(|_| RoutePolicy { upstream: 0, refresh_ahead: 0.0, lease_ms: 30_000, limit: None })
+        .collect();
     let memory = config.cache.memory;
     let common = Common {
         exports: None,
@@ -171,7 +176,7 @@ pub fn store(shard: &Shard, request: &str, body_bytes: usize) {
 /// Answers the requests in `bytes`, all of which must be hits.
 pub fn answer(shard: &Shard, bytes: &[u8], out: &mut Vec<u8>, answered: &mut Answered) {
     out.clear();
-    let (taken, next) = hit::answer(shard, bytes, out, answered, NOW_MONO_MS);
+    let (taken, next) = hit::answer(shard, bytes, FROM, out, answered, NOW_MONO_MS);
     assert!(taken == bytes.len() && matches!(next, Next::Read), "everything is a hit");
     answered.record(shard, Sender { peer: None, trusted: true }, 0, 12_000);
 }

@@ -84,6 +84,10 @@ ROWS = [
         graph("Latency p50, p99, p99.9", "s", *(
             query(quantile(q, "pilotlight_request_duration_seconds"), f"p{100 * q:g}") for q in (0.5, 0.99, 0.999))),
         graph("Latency p99 by route", "s", query(quantile(0.99, "pilotlight_request_duration_seconds", "route"), "{{route}}")),
+        graph("Rate limited by route", "reqps",
+              query(rate("pilotlight_rate_limited_total", "route"), "{{route}}"),
+              query(rate("pilotlight_rate_limit_unanswered_total", "job"), "uncounted")),
+        graph("Clients of limited routes", "short", query(gauge("pilotlight_rate_limit_clients"), "clients")),
     ]),
     ("Upstreams", [
         graph("In flight and waiting", "short",

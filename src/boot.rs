@@ -21,6 +21,7 @@ use crate::io::listener;
 use crate::io::mailbox::{self, ControlLane};
 use crate::io::runtime::{self, Start};
 use crate::io::setup::{Doors, Setup};
+use crate::route::limit::Rate;
 use crate::route::table::Table;
 use crate::shard::concurrency::Bounds;
 use crate::shard::query::{Query, owner_of};
@@ -372,6 +373,7 @@ fn policy(common: &Common, route: usize) -> RoutePolicy {
         upstream: config.upstream as u16,
         refresh_ahead: config.cache.as_ref().map_or(0.0, |cache| cache.refresh_ahead),
         lease_ms: common.lease_ms(route as u16),
+        limit: config.rate_limit.as_ref().map(Rate::of),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod load;
 pub mod log;
 pub mod merge;
 pub mod print;
+pub mod rate_limit;
 pub mod routes;
 pub mod shards;
 #[cfg(test)]
@@ -269,6 +270,33 @@ pub struct Route {
     pub shield: Option<Shield>,
     /// Answers carry Server-Timing.
     pub server_timing: bool,
+    /// `None`: as many as come.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How many requests of one client a route takes: a token bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// So many in each `per`, over all shards.
+    pub requests: u32,
+    /// Whole seconds. Default 1 s.
+    pub per: Duration,
+    /// So many at once after a pause. Default: `requests`.
+    pub burst: u32,
+    pub by: LimitBy,
+}
+
+/// Whom a limit tells apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LimitBy {
+    /// By the address behind trusted proxies; of IPv6 by its first 64 bits.
+    Address,
+    /// By the values of Authorization and X-API-Key, or by address without them.
+    Credential,
+    /// By the values of this field, or by address without it.
+    Header(String),
+    /// Nobody: all clients of the route together.
+    Route,
 }
 
 /// How an application's metrics page is kept at hand.

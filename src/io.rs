@@ -14,6 +14,7 @@ pub mod fetch;
 pub mod hit;
 pub mod journal;
 pub mod leaving;
+pub mod limit;
 pub mod listener;
 pub mod mailbox;
 pub mod notify;

@@ -95,6 +95,15 @@
 //! come before refreshing, refreshing before warming, but what waits ages; all background work together never holds more than
 //! `background_share` of the slots, and requests that take long never hold the last ones, whose size the home learns by path. Requests to an upstream without a limit ask nobody, except for background work.
 //!
+//! # Rate limits
+//!
+//! The bucket of a client of a limited route lies with the shard that the client's hash names ([`shard::limits`]). Other shards ask for a token and get
+//! a few in advance for a client that is busy there, at most a twentieth of the burst in all; what is not used goes back. A refusal is
+//! remembered until the next token comes. So the total is exact but for what lies in advance, and a flood costs as many messages as its limit
+//! lets requests through on each shard, however large it is. The path of
+//! a hit takes a token that is on its shard ([`io::hit`]), and leaves everything else to the slow path. Whom a request counts for is a keyed
+//! hash ([`route::client`]), the arithmetic is in [`route::limit`].
+//!
 //! # Servers of an upstream
 //!
 //! Which server takes a request is each shard's own decision, from what it has in flight itself ([`route::balance`]): two random

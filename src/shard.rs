@@ -9,8 +9,10 @@
 //! gets exactly one `Reply`, unless its asker gives it up first.
 
 pub mod concurrency;
+pub mod clients;
 pub mod hot;
 pub mod lease;
+pub mod limits;
 pub mod message;
 pub mod query;
 pub mod refresh;

@@ -200,6 +200,7 @@ pub struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     duration: [Histogram; Outcome::ALL.len()],
     slots: Gauge,
+    rate_limited: Counter,
 }
 
 /// An upstream as one shard sees it, by `FetchKind as usize`.
@@ -241,6 +242,8 @@ pub struct ShardMetrics {
     accept_faults: [Counter; AcceptFault::ALL.len()],
     /// Requests that wait for a fetch which somebody else started.
     waiters: Gauge,
+    limited_clients: Gauge,
+    limit_unanswered: Counter,
     lease_wait: Histogram,
     staleness: Histogram,
     lateness: [Histogram; FetchKind::ALL.len()],
@@ -441,6 +444,22 @@ impl Telemetry {
         self.shard.waiters.set(waiting as f64);
     }
 
+    /// Clients whose use of limited routes this shard keeps account of.
+    #[inline]
+    pub fn limited_clients(&self, clients: usize) {
+        self.shard.limited_clients.set(clients as f64);
+    }
+
+    /// A request was refused for the rate limit of its route.
+    pub fn rate_limited(&self, route: usize) {
+        self.routes[route].rate_limited.increment(1);
+    }
+
+    /// A request went on uncounted, since the shard that keeps its client's account did not answer.
+    pub fn limit_unanswered(&self) {
+        self.shard.limit_unanswered.increment(1);
+    }
+
     /// A request waited so long for another one's fetch.
     #[inline]
     pub fn lease_waited(&self, wait: Duration) {
@@ -472,6 +491,7 @@ impl RouteMetrics {
                 histogram!("pilotlight_request_duration_seconds", "route" => route.clone(), "outcome" => outcome.as_str())
             }),
             slots: gauge!("pilotlight_route_slots", "route" => route.clone()),
+            rate_limited: counter!("pilotlight_rate_limited_total", "route" => route.clone()),
         }
     }
 }
@@ -551,6 +571,8 @@ impl ShardMetrics {
             accept_faults: AcceptFault::ALL
                 .map(|fault| counter!("pilotlight_accept_errors_total", "reason" => fault.as_str())),
             waiters: gauge!("pilotlight_waiters"),
+            limited_clients: gauge!("pilotlight_rate_limit_clients"),
+            limit_unanswered: counter!("pilotlight_rate_limit_unanswered_total"),
             lease_wait: histogram!("pilotlight_lease_wait_seconds"),
             staleness: histogram!("pilotlight_staleness_served_seconds"),
             lateness: FetchKind::ALL
@@ -609,6 +631,12 @@ fn describe() {
     counter!("pilotlight_connections_accepted_total", "Client connections accepted.");
     counter!("pilotlight_accept_errors_total", "Attempts to accept a connection that failed, by reason.");
     counter!("pilotlight_rejected_total", "Connections and requests refused by reason.");
+    counter!("pilotlight_rate_limited_total", "Requests refused for the rate limit of their route.");
+    counter!(
+        "pilotlight_rate_limit_unanswered_total",
+        "Requests that went on uncounted, since the shard that counts did not answer."
+    );
+    gauge!("pilotlight_rate_limit_clients", "Clients of limited routes that are kept account of.");
     gauge!("pilotlight_waiters", "Requests that wait for a fetch which another request started.");
     histogram!("pilotlight_lease_wait_seconds", "Wait for a fetch which another request started.");
     histogram!("pilotlight_staleness_served_seconds", "How long after its lifetime a stale response was served.");

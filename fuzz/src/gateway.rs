@@ -80,7 +80,7 @@ impl Gateway {
             clients: [AtomicUsize::new(0)].into(),
             config: Arc::clone(&config),
         });
-        let policy = |route| RoutePolicy { upstream: 0, refresh_ahead: 0.8, lease_ms: common.lease_ms(route) };
+        let policy = |route| RoutePolicy { upstream: 0, refresh_ahead: 0.8, lease_ms: common.lease_ms(route), limit: None };
         let routes: Arc<[RoutePolicy]> = (0..config.routes.len() as u16).map(policy).collect();
         let memory = config.cache.memory;
         let state = move || {

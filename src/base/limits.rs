@@ -50,6 +50,12 @@ pub const REPLICAS_BYTES_SHARE: u64 = 4;
 pub const POPULAR_HITS_MIN: u8 = 2;
 /// Keys that a shard looks through in one tick for those to be refreshed: at 32 bytes each in a row, some tens of microseconds.
 pub const SWEEP_KEYS: usize = 16 * 1024;
+/// Clients of limited routes whose buckets a shard keeps, and as many of which it has notes: some 7 MiB together.
+pub const CLIENTS_MAX: usize = 64 * 1024;
+/// Of these, so many are compared for the one that has to go: enough that one of a flood is nearly always among them.
+pub const CLIENTS_COMPARED: usize = 64;
+/// And so many are looked at in one tick for those that can be forgotten: all of them within a second.
+pub const CLIENTS_SWEPT: usize = 4096;
 /// Latenesses of background fetches kept until telemetry takes them, a few milliseconds later.
 pub const LATE_MAX: usize = 1024;
 

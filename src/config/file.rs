@@ -10,7 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
-use super::units::{Grace, Lifetime, Period, Size, Timeout, parse_duration};
+use super::units::{Grace, Lifetime, Period, Size, Timeout, Window, parse_duration};
 use super::{Authorization, BusyPoll};
 
 #[derive(Debug, Default, Deserialize)]
@@ -129,6 +129,7 @@ pub struct Route {
     pub cache: Option<CacheSwitch>,
     pub shield: Option<Spanned<Shield>>,
     pub server_timing: Option<bool>,
+    pub rate_limit: Option<RateLimit>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,6 +137,15 @@ pub struct Route {
 pub struct Shield {
     pub interval: Option<Timeout>,
     pub host: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    pub requests: NonZeroU32,
+    pub per: Option<Spanned<Window>>,
+    pub burst: Option<Spanned<NonZeroU32>>,
+    pub by: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::shards::print_cpus;
 use super::units::{print_duration, print_size};
 use super::{
-    Addr, Authorization, BusyPoll, Collector, Concurrency, Config, Log, LogTarget, Route, RouteCache, Server, Tracing,
+    Addr, Authorization, BusyPoll, Collector, Concurrency, Config, Log, LogTarget, RateLimit, Route, RouteCache, Server, Tracing,
     Upstream, WarmList,
 };
 
@@ -187,6 +187,17 @@ fn route(out: &mut Text, route: &Route, upstream: &str) {
         (None, Some(cache)) => route_cache(out, cache),
         (None, None) => out.raw("cache", false),
     }
+    if let Some(limit) = &route.rate_limit {
+        rate_limit(out, limit);
+    }
+}
+
+fn rate_limit(out: &mut Text, limit: &RateLimit) {
+    let _ = writeln!(out.0, "[routes.rate_limit]");
+    out.raw("requests", limit.requests);
+    out.time("per", limit.per);
+    out.raw("burst", limit.burst);
+    out.text("by", &limit.by.to_string());
 }
 
 fn route_cache(out: &mut Text, cache: &RouteCache) {

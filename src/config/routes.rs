@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::error::{ConfigError, Source};
 use super::file::{self, CacheSwitch};
 use super::load::find_upstream;
+use super::rate_limit::rate_limit;
 use super::units::Lifetime;
 use super::{Addr, Authorization, Route, RouteCache, Shield, Upstream};
 
@@ -66,6 +67,7 @@ pub fn everything(upstream: usize) -> Route {
         cache,
         shield: None,
         server_timing: false,
+        rate_limit: None,
     }
 }
 
@@ -110,7 +112,8 @@ fn route(source: Source<'_>, file: &file::Route, upstreams: &[Upstream]) -> Resu
         None => None,
     };
     let max_concurrency = file.max_concurrency.map(NonZeroU32::get);
-    Ok(Route { name, host, path, upstream, max_concurrency, cache, shield, ..everything(upstream) })
+    let rate_limit = file.rate_limit.as_ref().map(|written| rate_limit(source, written)).transpose()?;
+    Ok(Route { name, host, path, upstream, max_concurrency, cache, shield, rate_limit, ..everything(upstream) })
 }
 
 fn shield(

@@ -127,10 +127,16 @@ stale_if_error = "2s"
 refresh_ahead = 0
 authorization = "per-credential"
 negative_ttl = { 404 = "10s", "502" = "1s" }
+[routes.rate_limit]
+requests = 100
+per = "1m"
+burst = 7
+by = "header:X-Tenant"
 [[routes]]
 path = "/b"
 upstream = "a"
 cache = false
+rate_limit = { requests = 5 }
 [[routes]]
 path = "/c"
 upstream = "a"
@@ -198,6 +204,9 @@ fn everything_is_read() {
     assert_eq!(config.routes[0].host.as_deref(), Some("api.example.com"));
     assert_eq!((config.routes[1].name.as_str(), config.routes[1].cache.is_none()), ("/b", true));
     assert_eq!(config.routes[2].cache, Some(RouteCache::default()));
+    let limit = |requests, secs, burst, by| RateLimit { requests, per: Duration::from_secs(secs), burst, by };
+    assert_eq!(config.routes[0].rate_limit, Some(limit(100, 60, 7, LimitBy::Header("x-tenant".to_owned()))));
+    assert_eq!(config.routes[1].rate_limit, Some(limit(5, 1, 5, LimitBy::Address)));
     assert_eq!(config.warm[0].targets, ["/a/x", "/a/y", "/c?q='%7B'"]);
     assert_eq!(config.log.access, Some(LogTarget::File("/var/log/p/access.log".into())));
     let collector = config.tracing.unwrap().endpoint.unwrap();
@@ -397,6 +406,17 @@ fn mistakes_in_a_file() {
             "[[routes]]\npath = '/b'\nname = '/a'\nupstream = 'a'",
             "p.toml:7:8: the name \"/a\" is that of route number 1 already",
         ),
+        ("[routes.rate_limit]\nper = '1s'", "p.toml:5:1: missing key `requests`"),
+        ("[routes.rate_limit]\nrequests = 0", "p.toml:6:12: invalid value: integer `0`, expected a nonzero u32"),
+        ("[routes.rate_limit]\nrequests = 1\nper = '1500ms'", "p.toml:7:7: per must be whole seconds"),
+        (
+            "[routes.rate_limit]\nrequests = 1\nper = '500ms'",
+            "p.toml:7:7: the duration 500ms is out of bounds: 1s to 1d is allowed",
+        ),
+        ("[routes.rate_limit]\nrequests = 1\nby = 'adress'", "p.toml:7:6: bad by \"adress\": expected \"address\""),
+        ("[routes.rate_limit]\nrequests = 1\nby = 'header:X_T'", "p.toml:7:6: bad field name \"X_T\" in by"),
+        ("[routes.rate_limit]\nrequests = 9001\nburst = 9", "p.toml:7:9: the burst 9 is too small for 9001 requests"),
+        ("[routes.rate_limit]\nrequests = 1\nbrust = 2", "p.toml:7:1: unknown key `brust`; did you mean `burst`?"),
         ("[routes.cache]\noverride = true", "p.toml:6:12: override = true needs a ttl beside it"),
         ("[routes.cache]\nrefresh_ahead = -1", "p.toml:6:17: the share -1 is out of bounds: 0 to 1 is allowed"),
         (

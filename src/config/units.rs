@@ -15,6 +15,8 @@ pub type Timeout = Time<1, DAY_MS>;
 pub type Grace = Time<0, DAY_MS>;
 /// How often something is done, or over how long it is counted: at least 100 ms, since it is looked at in ticks of 50.
 pub type Period = Time<100, DAY_MS>;
+/// Over how long requests are counted: at least 1 s, the unit of the fields that tell clients of it.
+pub type Window = Time<1000, DAY_MS>;
 /// How long something stays usable: at most 366 days, beyond which HTTP lifetimes mean "for ever".
 pub type Lifetime = Time<0, { 366 * DAY_MS }>;
 

@@ -101,6 +101,7 @@ fn config() -> Config {
         upstreams: Vec::new(),
         routes: vec![Route {
             shield: None,
+            rate_limit: None,
             name: "/".into(),
             host: None,
             path: "/".into(),

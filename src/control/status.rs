@@ -104,6 +104,9 @@ struct RouteStatus {
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
     p999_ms: Option<f64>,
+    /// Of those, refused for the route's rate limit, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limited: Option<f64>,
 }
 
 /// A warm list over all shards.
@@ -268,7 +271,10 @@ fn routes(state: &State) -> Vec<RouteStatus> {
             let took = state.recorder.histogram("pilotlight_request_duration_seconds", &[("route", &route.name)]);
             let ms = |q| took.quantile(q).map(|time| time.as_secs_f64() * 1000.0);
             let (p50_ms, p99_ms, p999_ms) = (ms(0.5), ms(0.99), ms(0.999));
-            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms, p99_ms, p999_ms }
+            let refused =
+                || state.recorder.value("pilotlight_rate_limited_total", &[("route", &route.name)]).unwrap_or(0.0);
+            let rate_limited = route.rate_limit.as_ref().map(|_| refused());
+            RouteStatus { name: route.name.clone(), requests: took.count(), p50_ms, p99_ms, p999_ms, rate_limited }
         })
         .collect()
 }

@@ -415,6 +415,7 @@ impl Shard {
         telemetry.cache_size(state.cache_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
+        telemetry.limited_clients(state.limited_clients());
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
             let (limit, waiting) = slots.map_or((None, 0), |(_, limit, waiting)| (limit, waiting));

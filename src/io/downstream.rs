@@ -110,8 +110,8 @@ impl Client {
         let mut head_by_mono_ms = None;
         loop {
             let mut out = shard.take_buffer();
-            let (taken, next) =
-                hit::answer(&shard, self.source.bytes(), &mut out, &mut self.answered, start_ns / 1_000_000);
+            let (bytes, from) = (self.source.bytes(), self.sender());
+            let (taken, next) = hit::answer(&shard, bytes, from, &mut out, &mut self.answered, start_ns / 1_000_000);
             self.source.consume(taken);
             let mut now_ns = start_ns;
             if out.is_empty() {
@@ -325,7 +325,7 @@ impl Client {
     }
 
     /// RFC 9112 §9.6: closing with unread bytes would reset the connection and could take the answer away from the client.
-    async fn linger(&mut self) {
+    pub async fn linger(&mut self) {
         deadlines::shutdown(self.fd, libc::SHUT_WR);
         let by = self.shard.mono_ms() + LINGER_MS;
         let mut left = LINGER_BYTES;
@@ -363,6 +363,12 @@ impl Client {
             shard.telemetry.rejected(LOOP.label);
             return self.fail(&mut request, LOOP, Some(Outcome::Rejected)).await;
         }
+        let config = &shard.common.config.routes[route as usize];
+        if let Some(limit) = &config.rate_limit
+            && let Some(wait_ms) = self.over_limit(limit, route, head.view(&buf)).await
+        {
+            return self.refuse_limited(&mut request, limit, wait_ms).await;
+        }
         if hops::ends_here(head.method, head.view(&buf)) {
             return self.last_hop(&mut request).await;
         }
@@ -370,7 +376,6 @@ impl Client {
         if matches!(head.body, BodyLength::Known(bytes) if bytes > bytes_max) {
             return self.fail(&mut request, exchange::BODY_TOO_LARGE, Some(Outcome::Rejected)).await;
         }
-        let config = &shard.common.config.routes[route as usize];
         if config.shield.is_some() {
             if shield::is_scrape(&head, head.target.of(&buf), &config.path) {
                 return self.shielded(request).await;
@@ -457,7 +462,7 @@ impl Client {
             }
             Some(Reply::Alone) => self.pass(request, head.unwrap_or(&query), b"; fwd=miss; detail=not_shareable").await,
             Some(Reply::Failed { failure, stale }) => self.stale_or_error(request, &query, failure, stale).await,
-            Some(Reply::Slot(_) | Reply::NoSlot(_)) | None => {
+            Some(Reply::Slot(_) | Reply::NoSlot(_) | Reply::Limit(_)) | None => {
                 let stale = self.stand_in(&query, WAIT_TIMEOUT);
                 self.stale_or_error(request, &query, WAIT_TIMEOUT, stale).await
             }
@@ -530,7 +535,7 @@ impl Client {
         self.trail().into_iter().for_each(|trail| trail.failed(label));
     }
 
-    fn sender(&self) -> Sender {
+    pub fn sender(&self) -> Sender {
         Sender { peer: self.peer, trusted: self.trusted }
     }
 

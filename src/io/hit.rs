@@ -66,6 +66,7 @@ impl Answered {
 pub fn answer(
     shard: &Shard,
     bytes: &[u8],
+    from: Sender,
     out: &mut Vec<u8>,
     answered: &mut Answered,
     now_mono_ms: u64,
@@ -86,7 +87,7 @@ pub fn answer(
             Ok(Parsed::Complete) => {}
         }
         let start = out.len();
-        let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, out, now_mono_ms) else {
+        let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, from, out, now_mono_ms) else {
             return (taken, Next::Slow(std::mem::take(&mut head)));
         };
         answered.0.push(match shard.journal() {
@@ -116,7 +117,14 @@ struct Answer {
 }
 
 /// Appends the answer to a request if the cache has a fresh one.
-fn try_hit(shard: &Shard, head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>, now_mono_ms: u64) -> Option<Answer> {
+fn try_hit(
+    shard: &Shard,
+    head: &RequestHead,
+    bytes: &[u8],
+    from: Sender,
+    out: &mut Vec<u8>,
+    now_mono_ms: u64,
+) -> Option<Answer> {
     let view = head.view(bytes);
     let target = head.target.of(bytes);
     let common = &*shard.common;
@@ -126,6 +134,11 @@ fn try_hit(shard: &Shard, head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>, n
     if !matches!(admit::lookup_mode(head, view, Some(cache)), LookupMode::Cache) {
         return None;
     }
+    // Looked for first, so that what is refused does not make an entry popular; taken only where this is a hit.
+    let token = match &config.rate_limit {
+        None => None,
+        Some(limit) => Some(shard.peek_token(limit, route, view, from, now_mono_ms)?),
+    };
     let mut scratch = shard.scratch.borrow_mut();
     scratch.clear();
     let credentials = (cache.authorization == Authorization::PerCredential).then_some(view);
@@ -135,6 +148,9 @@ fn try_hit(shard: &Shard, head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>, n
     let directives = RequestDirectives::of(view);
     if !matches!(freshness::judge(&found.validity, &directives, now_mono_ms), Standing::Fresh { .. }) {
         return None;
+    }
+    if let Some(token) = token {
+        shard.spend_token(token, now_mono_ms);
     }
     let keep = head.keep_alive && !shard.draining.get();
     let told = Told {

@@ -16,6 +16,8 @@ pub enum Leftover {
     Lease,
     /// A slot in it goes back.
     Slot { upstream: u16 },
+    /// Nothing: its shard has noted already what the owner of a bucket said.
+    Limit,
 }
 
 #[derive(Debug)]

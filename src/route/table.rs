@@ -109,6 +109,7 @@ mod tests {
         let host = |host: &str| (!host.is_empty()).then(|| host.to_owned());
         let route = |&(on, path): &(&str, &str)| Route {
             shield: None,
+            rate_limit: None,
             name: format!("{on}{path}"),
             host: host(on),
             path: path.to_owned(),

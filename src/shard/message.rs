@@ -1,10 +1,12 @@
 //! What shards say to each other, and what a shard's state wants done. All of it is small: bodies travel as shared pointers.
 
+use super::limits::{Grant, Verdict};
 use super::query::Query;
 use crate::base::outcome::FetchKind;
 use crate::cache::freshness::{self, Validity};
 use crate::cache::object::Object;
 use crate::cache::validate::HeadFacts;
+use crate::route::client::Client;
 use std::sync::Arc;
 
 /// Names one waiting party on the shard that made it. Never reused while its slab slot is: `generation` tells a late reply
@@ -150,6 +152,8 @@ pub enum Reply {
     Slot(SlotId),
     /// There is no slot of the upstream for you.
     NoSlot(Refusal),
+    /// Whether the limit of its route lets a request go on.
+    Limit(Verdict),
 }
 
 #[derive(Debug)]
@@ -178,6 +182,12 @@ pub enum Message {
     SlotCancel { upstream: u16, asker: Asker },
     /// To the home of an upstream: here it is again.
     SlotReturn { upstream: u16, slot: SlotId, end: SlotEnd },
+    /// To the owner of a client's bucket: so many tokens, please.
+    LimitAsk { client: Client, wanted: u32, asker: Asker },
+    /// From the owner of a bucket: the answer.
+    LimitGrant { client: Client, grant: Grant, token: Token },
+    /// To the owner of a bucket: these were not needed.
+    LimitReturn { client: Client, tokens: u32 },
 }
 
 /// What the world is asked to do.

@@ -1,8 +1,11 @@
 //! One shard's state: its partition of the cache, its replicas of others', the leases of the keys that it owns, the slots of the
 //! upstreams whose home it is, and what it keeps warm. Every method says what is to be done by pushing `Action`s.
 
+mod limit;
+
 use super::hot::HotKeys;
 use super::lease::{Claim, Ended, Leases};
+use super::limits::Limits;
 use super::message::{
     ABANDONED, Action, Asker, Failure, FetchOutcome, LeaseId, Message, NOT_CACHED, Refusal, RefusalReason, Reply,
     SlotEnd, SlotId, Token, Wanted,
@@ -22,6 +25,7 @@ use crate::cache::partition::{Partition, Stored};
 use crate::cache::snapshot;
 use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
+use crate::route::limit::Rate;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,6 +62,8 @@ pub struct RoutePolicy {
     pub refresh_ahead: f64,
     /// How long the holder of a lease may take before it passes on.
     pub lease_ms: u64,
+    /// How many requests of one client it takes; `None`: as many as come.
+    pub limit: Option<Rate>,
 }
 
 /// Counts since the start, for telemetry.
@@ -78,6 +84,7 @@ pub struct State {
     leases: Leases,
     /// Of the upstreams whose home is here.
     slots: HashMap<u16, Slots>,
+    limits: Limits,
     pub warm: Warm,
     hot: HotKeys,
     refreshes: Refreshes,
@@ -129,6 +136,10 @@ fn share_of_lifetime_ms(object: &Object, share: f64) -> u64 {
     (f64::from(left_secs) * 1000.0 * share) as u64
 }
 
+fn rates(routes: &[RoutePolicy]) -> Box<[Option<Rate>]> {
+    routes.iter().map(|route| route.limit).collect()
+}
+
 /// Which shard keeps the slots of an upstream.
 #[must_use]
 pub fn home_of(upstream: u16, shards: usize) -> usize {
@@ -150,11 +161,12 @@ impl State {
         Self {
             me,
             shards,
-            routes,
             partition: Partition::new(memory_bytes),
             replicas: Partition::new(if shards > 1 { memory_bytes / limits::REPLICAS_BYTES_SHARE } else { 0 }),
             leases: Leases::default(),
             slots,
+            limits: Limits::new(me, shards, rates(&routes)),
+            routes,
             refreshes: Refreshes::new(warm.in_flight_max()),
             warm,
             hot: HotKeys::default(),
@@ -190,6 +202,7 @@ impl State {
     pub fn prepare(&mut self, routes: &[RoutePolicy], routes_before: usize, slots: &HashMap<u16, Slots>) {
         let kept = self.routes.iter().take(routes_before);
         self.routes = kept.chain(routes.iter().skip(routes_before)).copied().collect();
+        self.limits.reconfigure(rates(&self.routes));
         for (upstream, new) in slots {
             self.slots.entry(*upstream).or_insert_with(|| new.clone());
         }
@@ -204,6 +217,7 @@ impl State {
         now: Now,
     ) {
         self.routes = routes;
+        self.limits.reconfigure(rates(&self.routes));
         for (upstream, new) in slots {
             let own = self.slots.entry(*upstream).or_insert_with(|| new.clone());
             for (asker, slot) in own.reconfigure(new, now.mono_ms) {
@@ -336,6 +350,9 @@ impl State {
             Message::Warm { query } => self.warm_once(query, now),
             Message::SlotAsk { .. } | Message::SlotCancel { .. } | Message::SlotReturn { .. } => {
                 self.on_slot_message(message, now);
+            }
+            Message::LimitAsk { .. } | Message::LimitGrant { .. } | Message::LimitReturn { .. } => {
+                self.on_limit_message(message, now);
             }
         }
     }
@@ -607,6 +624,7 @@ impl State {
         self.tick_slots(now);
         self.tick_warm(now);
         self.tick_refresh(now);
+        self.tick_limits(now);
         for lease in self.leases.overdue(now.mono_ms) {
             let warm = self.warm.ended(lease);
             self.refreshes.ended(lease);

@@ -106,7 +106,7 @@ impl World<'_> {
                 self.check_stale_if_error(id, failure, stale.as_ref());
                 self.clients[id].is_done = true;
             }
-            Reply::Slot(_) | Reply::NoSlot(_) => panic!("a slot for who asked for a response"),
+            Reply::Slot(_) | Reply::NoSlot(_) | Reply::Limit(_) => panic!("a slot for who asked for a response"),
         }
     }
 

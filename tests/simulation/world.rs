@@ -228,7 +228,7 @@ impl<'c> World<'c> {
     fn make_states(&mut self, shards: usize) {
         let refresh_ahead = if self.rng.percent(70) { 0.8 } else { 0.0 };
         let routes: Arc<[RoutePolicy]> =
-            (0..2).map(|upstream| RoutePolicy { upstream, refresh_ahead, lease_ms: LEASE_MS }).collect();
+            (0..2).map(|upstream| RoutePolicy { upstream, refresh_ahead, lease_ms: LEASE_MS, limit: None }).collect();
         let queue_max = if self.rng.percent(30) { 2 } else { 64 };
         for me in 0..shards {
             let mine = |at: &&usize| owner_of(self.catalogue.asks[**at].query.hash, shards) == me;
