@@ -93,7 +93,8 @@
 //! has a *home* shard ([`shard::state::home_of`]) that keeps its slots and its queue ([`shard::slots`]). Other shards ask
 //! for a slot and give it back by message: one trip through a ring, beside a request that takes milliseconds at least. Clients
 //! come before refreshing, refreshing before warming, but what waits ages; all background work together never holds more than
-//! `background_share` of the slots, and requests that take long never hold the last ones, whose size the home learns by path. Requests to an upstream without a limit ask nobody, except for background work.
+//! `background_share` of the slots, and requests that take long never hold the last ones, whose size the home learns by path.
+//! The limit itself is given, or the home finds it out from how long requests take ([`shard::concurrency`]). Requests to an upstream without a limit ask nobody, except for background work.
 //!
 //! # Rate limits
 //!
@@ -118,7 +119,8 @@
 //! share of its lifetime has passed (jittered to the early side), and after a back-off when the upstream fails. `/readyz` says no until
 //! every entry was fetched once; an answer that may not be stored counts as fetched, or the gateway would never be ready.
 //! Entries on no list are refreshed ahead of their end when they were hit at least twice since they were stored; hits on replicas are
-//! reported to the owner once a second. What is not popular expires, and `stale_while_revalidate` covers its next reader.
+//! reported to the owner once a second. What is not popular expires, and `stale_while_revalidate` covers its next reader. That one
+//! puts it into the same line ([`shard::refresh`]), where what ends earliest goes first, so that how stale anything gets has a bound.
 //!
 //! # Another configuration, another program
 //!

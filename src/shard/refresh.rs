@@ -192,15 +192,28 @@ impl Refreshes {
 }
 
 #[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::freshness::Validity;
     use crate::cache::object::Parts;
     use bytes::Bytes;
 
+    pub fn query() -> Arc<Query> {
+        let (buf, head) = Query::synthetic("h", "/", "http", std::iter::empty()).unwrap();
+        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        Arc::new(Query::new(&hasher, buf, head, 0, false, None, true))
+    }
+
     /// Fetched at 0, fresh for 100 s.
     fn object(generation: u64, fetch_ms: u32) -> Arc<Object> {
-        let validity = Validity { received_mono_ms: 0, initial_age_secs: 0, lifetime_secs: 100, ..Validity::default() };
+        stored(generation, fetch_ms, 0, 100)
+    }
+
+    pub fn stored(generation: u64, fetch_ms: u32, received_mono_ms: u64, lifetime_secs: u32) -> Arc<Object> {
+        let validity = Validity { received_mono_ms, initial_age_secs: 0, lifetime_secs, ..Validity::default() };
         Arc::new(Object::new(Parts {
             key: b"h/",
             hash: generation,
@@ -254,6 +267,20 @@ mod tests {
         refreshes.sweep(100_000);
         assert!(refreshes.next(100_000).is_none());
         assert_eq!(refreshes.dropped, Dropped { queue_full: 3, expired: limits::REFRESH_QUEUE_MAX as u64 - 1 });
+    }
+
+    #[test]
+    fn what_has_ended_and_is_asked_for_waits_its_turn_by_its_end() {
+        let mut refreshes = Refreshes::new(&[1]);
+        // Ends at 110 s, and is worth most; ends at 100 s; ended long before the other's head start counts.
+        refreshes.offer(0, stored(1, 5_000, 10_000, 100), 255, 90_000);
+        refreshes.ask(0, &stored(2, 10, 0, 100), &query(), 150_000);
+        refreshes.ask(0, &stored(3, 10, 0, 50), &query(), 150_000);
+        refreshes.ask(0, &stored(3, 10, 0, 50), &query(), 150_000);
+        assert_eq!(refreshes.overdue_ms(150_000).collect::<Vec<_>>(), [100_000]);
+        refreshes.sweep(105_000);
+        let order: Vec<u64> = std::iter::from_fn(|| refreshes.next(105_000)).map(|due| due.object.generation).collect();
+        assert_eq!(order, [3, 1, 2], "and each once");
     }
 
     #[test]

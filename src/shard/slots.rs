@@ -19,7 +19,7 @@
 //!
 //! A request that does not fit by 2 to 5 is passed over, and keeps its turn.
 //! The number of slots is given, or found out ([`super::concurrency`]); shares and reserve are parts of what it is now.
-//! Invariants: `background_in_use <= background_max` and `running <= max` when a slot is granted; a waiter is in the queue once.
+//! Invariants: `running <= max` when a slot is granted, and `background_in_use <= background_max` when it is for the background; a waiter is in the queue once.
 
 use super::concurrency::{Bounds, Limit};
 use super::message::{Asker, Refusal, RefusalReason, SlotEnd, SlotId, Wanted};
@@ -299,7 +299,9 @@ impl Slots {
             is_probe,
             among: self.in_use() + 1,
         });
-        debug_assert!(self.in_use() <= self.max() && self.background_in_use <= self.background_max());
+        debug_assert!(self.in_use() <= self.max());
+        // A lower limit leaves to its end what is in use.
+        debug_assert!(!wanted.kind.is_background() || self.background_in_use <= self.background_max());
         SlotId(at as u32)
     }
 
@@ -336,25 +338,31 @@ impl Slots {
         }
     }
 
-    /// How long who stands behind the first `ahead` of the queue will wait: the time that those and the running ones still take, over
-    /// the slots that they share. For a short request also the time of short ones over the reserve, if that is less.
+    /// How long who stands behind the first `ahead` of the queue will wait at least: the time that those and the running ones still
+    /// take, over the slots that they share with it, whichever of its bounds that is longest for. For a short request also the time
+    /// of short ones over the reserve, if that is less.
     fn expected_wait_ms(&self, wanted: Wanted, ahead: usize, now_mono_ms: u64) -> u32 {
+        let running = self.running.iter().map(|(_, running)| {
+            let held_ms = now_mono_ms.saturating_sub(running.since_mono_ms);
+            (running.wanted, self.times.reckoned_ms(running.wanted.shape).saturating_sub(held_ms))
+        });
+        let queued = self.queue.iter().take(ahead);
+        let queued = queued.map(|waiter| (waiter.wanted, self.times.reckoned_ms(waiter.wanted.shape)));
+        let work: Vec<(Wanted, u64)> = running.chain(queued).collect();
+        let (reserve, is_short) = (self.reserve(), self.times.is_short(wanted.shape));
         let wait_ms = |slots: u32, counts: &dyn Fn(Wanted) -> bool| {
-            let left_ms = |running: &Running| {
-                let held_ms = now_mono_ms.saturating_sub(running.since_mono_ms);
-                self.times.reckoned_ms(running.wanted.shape).saturating_sub(held_ms)
-            };
-            let running = self.running.iter().filter(|(_, running)| counts(running.wanted));
-            let running: u64 = running.map(|(_, running)| left_ms(running)).sum();
-            let queued = self.queue.iter().take(ahead).filter(|waiter| counts(waiter.wanted));
-            let queued: u64 = queued.map(|waiter| self.times.reckoned_ms(waiter.wanted.shape)).sum();
-            (running + queued) / u64::from(slots.max(1))
+            // Long ones may be passed, by who may use the reserve.
+            let shuts_out = |other: Wanted| !(is_short && reserve > 0) || self.times.is_short(other.shape);
+            let counted = work.iter().filter(|(other, _)| counts(*other) && shuts_out(*other));
+            counted.map(|(_, ms)| ms).sum::<u64>() / u64::from(slots.max(1))
         };
-        let reserve = self.reserve();
-        let is_short = self.times.is_short(wanted.shape);
-        let mut expected_ms = wait_ms(if is_short { self.max() } else { self.max() - reserve }, &|_| true);
+        let mut expected_ms = self.wait_in_pool_ms(wanted, &work, self.max());
         if is_short && reserve > 0 {
-            expected_ms = expected_ms.min(wait_ms(reserve, &|other| self.times.is_short(other.shape)));
+            expected_ms = expected_ms.min(wait_ms(reserve, &|_| true));
+        } else if !is_short {
+            let is_long = |other: &&(Wanted, u64)| !self.times.is_short(other.0.shape);
+            let long: Vec<_> = work.iter().filter(is_long).copied().collect();
+            expected_ms = expected_ms.max(self.wait_in_pool_ms(wanted, &long, self.max() - reserve));
         }
         if let Some(max) = self.policy.route_max.get(&wanted.route) {
             expected_ms = expected_ms.max(wait_ms(*max, &|other| other.route == wanted.route));
@@ -363,6 +371,39 @@ impl Slots {
             expected_ms = expected_ms.max(wait_ms(self.background_max(), &|other| other.kind.is_background()));
         }
         u32::try_from(expected_ms).unwrap_or(u32::MAX)
+    }
+
+    /// The time of `work` over so many slots, where groups that have a bound of their own, and that `wanted` is not in, hold no more
+    /// than that: it passes them when they are at their bound.
+    fn wait_in_pool_ms(&self, wanted: Wanted, work: &[(Wanted, u64)], slots: u32) -> u64 {
+        let bound_of = |other: Wanted| {
+            if other.kind.is_background() && !wanted.kind.is_background() {
+                return Some((u16::MAX, self.background_max()));
+            }
+            let max = self.policy.route_max.get(&other.route).filter(|_| other.route != wanted.route)?;
+            Some((other.route, *max))
+        };
+        let (mut free_ms, mut groups) = (0, HashMap::<u16, (u32, u64)>::new());
+        for (other, ms) in work {
+            match bound_of(*other) {
+                Some((group, max)) => groups.entry(group).or_insert((max, 0)).1 += ms,
+                None => free_ms += ms,
+            }
+        }
+        let mut left_ms: u64 = free_ms + groups.values().map(|(_, ms)| ms).sum::<u64>();
+        let mut left = slots.max(1);
+        // Those that take longest for their own slots are passed first.
+        let mut groups: Vec<(u32, u64)> = groups.into_values().collect();
+        groups.sort_by_key(|(max, ms)| std::cmp::Reverse(ms / u64::from((*max).max(1))));
+        for (max, ms) in groups {
+            let expected_ms = left_ms / u64::from(left);
+            if ms <= u64::from(max) * expected_ms || max >= left {
+                break;
+            }
+            left_ms -= ms;
+            left -= max;
+        }
+        left_ms / u64::from(left)
     }
 
     fn max(&self) -> u32 {
@@ -400,5 +441,7 @@ impl Slots {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

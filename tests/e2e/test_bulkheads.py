@@ -1,9 +1,13 @@
 """Slots of an upstream: short requests beside long ones, the background's share, and what is told who cannot have one in time."""
 
+import contextlib
+import os
+import subprocess
 import threading
 import time
+from pathlib import Path
 
-from harness import Gateway, wait_until
+from harness import ROOT, Gateway, HttpError, http, wait_until
 from slow_origin import Origin, Reply
 
 CONFIG = """
@@ -92,3 +96,84 @@ def test_who_cannot_have_a_slot_in_time_is_told_when_to_come_back():
             assert 2 <= int(response.get("retry-after")) <= 4
             for thread in threads:
                 thread.join()
+
+
+APPLICATION = """
+import time
+
+def app(environ, start):
+    if environ["PATH_INFO"].startswith("/heavy/"):
+        time.sleep(0.2)
+    start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2"), ("Cache-Control", "no-store")])
+    return [b"ok"]
+"""
+
+AUTO = """
+[upstreams.app]
+servers = ["unix:{socket}"]
+{limit}
+
+[[routes]]
+path = "/"
+upstream = "app"
+"""
+
+
+@contextlib.contextmanager
+def gunicorn(directory, workers):
+    (directory / "application.py").write_text(APPLICATION)
+    socket = str(directory / "app.sock")
+    command = [ROOT / "target/venv/bin/gunicorn", "--workers", str(workers), "--bind", f"unix:{socket}", "application:app"]
+    with open(directory / "log", "wb") as log:
+        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        server = subprocess.Popen([str(c) for c in command], env=env, stdout=log, stderr=log, cwd=directory)
+    try:
+        def up():
+            assert server.poll() is None, (directory / "log").read_text()
+            try:
+                return http(socket, "GET", "/light").status == 200
+            except (OSError, HttpError):
+                return False
+
+        wait_until(up, 20, "gunicorn")
+        yield socket
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_the_limit_of_four_synchronous_workers_is_found_out(tmp_path):
+    with gunicorn(tmp_path, 4) as socket:
+        first = "max_concurrency = { min = 1, max = 64, initial = 16 }"
+        with Gateway(AUTO, socket=socket, limit=first) as gateway:
+            def limit():
+                return gateway.metrics().sum("pilotlight_upstream_limit", upstream="app")
+
+            def status():
+                return gateway.status()["upstreams"][0]
+
+            assert limit() == 16 and status()["adaptive"] and status()["max_concurrency"] == 16
+            over, answers = threading.Event(), []
+
+            def client(number):
+                while not over.is_set():
+                    answers.append(gateway.get("/light" if number % 4 == 0 else f"/heavy/{number}", timeout=30).status)
+
+            threads = [threading.Thread(target=client, args=(number,)) for number in range(24)]
+            for thread in threads:
+                thread.start()
+            try:
+                # Four are busy; a fifth more is let through, a part is kept for short ones, and the machine has other work.
+                wait_until(lambda: 3 <= limit() <= 10, 30, "a limit near the number of workers", 0.1)
+                file = Path(gateway.config_path)
+                text = file.read_text()
+                for written, expected in [("max_concurrency = 2", 2), ("", 0), ('max_concurrency = "auto"', None)]:
+                    file.write_text(text.replace(first, written))
+                    assert http(gateway.admin, "POST", "/reload").status == 200
+                    wait_until(lambda: limit() >= 1 if expected is None else limit() == expected, 10, written or "no limit")
+                    assert status()["adaptive"] == (expected is None)
+            finally:
+                over.set()
+                for thread in threads:
+                    thread.join()
+            assert set(answers) == {200}
