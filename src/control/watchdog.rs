@@ -112,7 +112,8 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(super) fn new(now_ms: u64) -> Self {
+    #[cfg(test)]
+    fn new(now_ms: u64) -> Self {
         Self::with_turns_up_to(death::TURN_CPU_MS_MAX, now_ms)
     }
 
