@@ -241,7 +241,7 @@ async fn purge(state: &State, query: &str) -> Reply {
 }
 
 /// Whether tests may disturb the gateway on purpose.
-fn debug_hooks() -> bool {
+pub(super) fn debug_hooks() -> bool {
     std::env::var_os("PILOTLIGHT_DEBUG_HOOKS").is_some()
 }
 

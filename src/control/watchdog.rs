@@ -112,8 +112,19 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(super) fn new(now_ms: u64) -> Self {
-        Self { checked_ms: now_ms, upstreams: Vec::new(), latency: Latency::default(), deaths: Deaths::default() }
+    #[cfg(test)]
+    fn new(now_ms: u64) -> Self {
+        Self::with_turns_up_to(death::TURN_CPU_MS_MAX, now_ms)
+    }
+
+    /// `turn_cpu_ms_max`: a shard that uses so much CPU time in one turn of its loop is dead.
+    fn with_turns_up_to(turn_cpu_ms_max: u64, now_ms: u64) -> Self {
+        Self {
+            checked_ms: now_ms,
+            upstreams: Vec::new(),
+            latency: Latency::default(),
+            deaths: Deaths::new(turn_cpu_ms_max),
+        }
     }
 
     /// Looks at what is there, tells the board, and returns what is new on it.

@@ -7,7 +7,7 @@
 use super::finding::{Condition, Kind, secs};
 
 /// CPU time in one turn of the event loop that no work of ours takes: the longest is to look through all of a partition for a purge.
-const TURN_CPU_MS_MAX: u64 = 5_000;
+pub(super) const TURN_CPU_MS_MAX: u64 = 5_000;
 
 /// A shard's thread at one moment.
 #[derive(Debug, Default, Clone, Copy)]
@@ -20,8 +20,11 @@ pub(in crate::control) struct ThreadSeen {
     pub(in crate::control) cpu_ms: Option<u64>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Deaths(Vec<Watch>);
+#[derive(Debug)]
+pub(super) struct Deaths {
+    turn_cpu_ms_max: u64,
+    watched: Vec<Watch>,
+}
 
 #[derive(Debug, Default)]
 struct Watch {
@@ -33,15 +36,19 @@ struct Watch {
 }
 
 impl Deaths {
+    pub(super) fn new(turn_cpu_ms_max: u64) -> Self {
+        Self { turn_cpu_ms_max, watched: Vec::new() }
+    }
+
     pub(super) fn look(&mut self, now_ms: u64, threads: &[ThreadSeen]) -> Vec<Condition> {
-        self.0.resize_with(threads.len(), Watch::default);
-        let watched = self.0.iter_mut().zip(threads).enumerate();
-        watched.filter_map(|(shard, (watch, seen))| watch.look(shard, now_ms, seen)).collect()
+        self.watched.resize_with(threads.len(), Watch::default);
+        let (max, watched) = (self.turn_cpu_ms_max, self.watched.iter_mut().zip(threads).enumerate());
+        watched.filter_map(|(shard, (watch, seen))| watch.look(shard, now_ms, seen, max)).collect()
     }
 }
 
 impl Watch {
-    fn look(&mut self, shard: usize, now_ms: u64, seen: &ThreadSeen) -> Option<Condition> {
+    fn look(&mut self, shard: usize, now_ms: u64, seen: &ThreadSeen, turn_cpu_ms_max: u64) -> Option<Condition> {
         if seen.is_gone && self.dead.is_none() {
             self.dead = Some((now_ms, "its thread has ended".to_owned()));
         }
@@ -50,7 +57,7 @@ impl Watch {
                 (self.beat_ms, self.cpu_ms) = (beat_ms, cpu_ms);
             }
             let used_ms = cpu_ms.saturating_sub(self.cpu_ms);
-            if used_ms >= TURN_CPU_MS_MAX {
+            if used_ms >= turn_cpu_ms_max {
                 let detail = format!("its event loop has used {} of CPU time without going round", secs(used_ms));
                 self.dead = Some((beat_ms, detail));
             }
@@ -66,7 +73,7 @@ mod tests {
 
     /// Looks four times a second for so many seconds; when the second shard was found dead, in milliseconds.
     fn found(secs: u64, at: impl Fn(u64) -> ThreadSeen) -> Option<u64> {
-        let mut deaths = Deaths::default();
+        let mut deaths = Deaths::new(TURN_CPU_MS_MAX);
         (1..secs * 4).map(|look| look * 250).find(|now_ms| {
             let well = ThreadSeen { is_gone: false, beat_ms: Some(now_ms - 50), cpu_ms: Some(*now_ms) };
             let found = deaths.look(*now_ms, &[well, at(*now_ms)]);
@@ -93,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_gone_is_dead_for_good() {
-        let mut deaths = Deaths::default();
+        let mut deaths = Deaths::new(TURN_CPU_MS_MAX);
         let gone = |is_gone| [ThreadSeen { is_gone, ..ThreadSeen::default() }];
         assert!(deaths.look(250, &gone(false)).is_empty());
         assert_eq!(deaths.look(500, &gone(true))[0].since_ms, 500);
