@@ -4,6 +4,7 @@ pub mod current;
 pub mod exemplar;
 pub mod limits;
 pub mod outcome;
+pub mod pages;
 pub mod random;
 pub mod record;
 pub mod size_class;

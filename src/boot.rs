@@ -9,9 +9,9 @@ use crate::config::{Addr, Authorization, Concurrency, Config, ConfigError, Endpo
 use crate::control::access_log::{AccessLog, RING_RECORDS};
 use crate::control::link::{Acks, Command, Plan, ShardShared, Shards};
 use crate::control::listener::Listener;
-use crate::control::memory;
 use crate::control::recorder::Recorder;
 use crate::control::reload::{Planned, Renew};
+use crate::control::room;
 use crate::control::snapshot::{Place, Restored, Store};
 use crate::control::upgrade::Handover;
 use crate::control::{Control, Ended};
@@ -152,7 +152,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     // Fails only when another recorder is installed, which then keeps the metrics.
     let _ = metrics::set_global_recorder(recorder.clone());
     let connections_max = connections_max(&config, shards)?;
-    memory::check(config.cache.memory);
+    room::check(config.cache.memory);
     let endpoints = resolve(&config, &[])?;
     let mut inherited = Inherited::take()?;
     let (kept, again) = (inherited.kept, Again::new(inherited.kept));

@@ -12,12 +12,13 @@ pub mod histogram;
 pub mod link;
 pub mod listener;
 mod live;
-pub mod memory;
+mod memory;
 mod openmetrics;
 mod page;
 mod process;
 pub mod recorder;
 pub mod reload;
+pub mod room;
 mod scrape;
 mod servers;
 mod service;
@@ -218,6 +219,7 @@ impl Control {
             tokio::task::spawn_local(show_life(state.clone(), every));
         }
         tokio::task::spawn_local(save_at_intervals(state.clone()));
+        tokio::task::spawn_local(memory::run(state.clone()));
         tokio::task::spawn_local(live::run(state.clone()));
         tokio::task::spawn_local(hangups(state.clone(), hangup));
         tokio::task::spawn_local(upgrades(state.clone(), upgrade));

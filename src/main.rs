@@ -14,6 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Caches from this size on have huge pages, which spare lookups among a million entries many misses of the TLB. Below, what is half used of
+/// them is more than the share that resident memory may lie above `cache.memory`.
+const HUGE_PAGES_FROM_BYTES: u64 = 256 << 20;
+
 fn main() -> ExitCode {
     match cli::parse() {
         Command::Demo => run_demo(),
@@ -73,6 +77,7 @@ fn start_log() {
 
 fn serve(config: Config, load: boot::Load) -> ExitCode {
     start_log();
+    choose_page_size(config.cache.memory);
     match boot::serve(config, load) {
         Ok(Ended::ShardsGone) => refuse(&"every shard has ended; see the log for why", EXIT_REFUSED),
         Ok(Ended::ShardLost) => refuse(&"a shard is dead; see the log for what it died of", EXIT_REFUSED),
@@ -82,6 +87,15 @@ fn serve(config: Config, load: boot::Load) -> ExitCode {
         }
         Err(error) => refuse(&error, EXIT_REFUSED),
     }
+}
+
+/// The kernel keeps this through an upgrade, so it is said either way. Where it fails there are no huge pages at all.
+fn choose_page_size(cache_bytes: u64) {
+    let disable = libc::c_ulong::from(cache_bytes < HUGE_PAGES_FROM_BYTES);
+    // SAFETY: this option takes numbers only.
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, disable, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong)
+    };
 }
 
 /// A slow origin, the gateway in front of it, and somebody who looks at both.

@@ -8,8 +8,8 @@
 //! Invariants: a key has one owner; the owner grants at most one lease per lease key at a time; every token that was asked with
 //! gets exactly one `Reply`, unless its asker gives it up first.
 
-pub mod concurrency;
 pub mod clients;
+pub mod concurrency;
 pub mod hot;
 pub mod lease;
 pub mod limits;

@@ -232,6 +232,7 @@ struct ServerMetrics {
 /// The shard itself.
 pub struct ShardMetrics {
     cache_bytes: Gauge,
+    cache_budget: Gauge,
     cache_entries: Gauge,
     evictions: [Counter; EvictReason::ALL.len()],
     refreshes_dropped: [Counter; DropReason::ALL.len()],
@@ -401,8 +402,9 @@ impl Telemetry {
 
     /// This shard's part of the cache.
     #[inline]
-    pub fn cache_size(&self, bytes: u64, entries: u64) {
+    pub fn cache_size(&self, bytes: u64, budget_bytes: u64, entries: u64) {
         self.shard.cache_bytes.set(bytes as f64);
+        self.shard.cache_budget.set(budget_bytes as f64);
         self.shard.cache_entries.set(entries as f64);
     }
 
@@ -559,6 +561,7 @@ impl ShardMetrics {
             |state: &'static str| gauge!("pilotlight_connections", "shard" => shard.clone(), "state" => state);
         Self {
             cache_bytes: gauge!("pilotlight_cache_bytes"),
+            cache_budget: gauge!("pilotlight_cache_budget_bytes"),
             cache_entries: gauge!("pilotlight_cache_entries"),
             evictions: EvictReason::ALL
                 .map(|reason| counter!("pilotlight_cache_evictions_total", "reason" => reason.as_str())),
@@ -620,6 +623,10 @@ fn describe() {
     gauge!("pilotlight_upstream_server_ejected", "Shards that leave the server out now, times its addresses.");
     counter!("pilotlight_upstream_server_ejections_total", "Ejections for failures in a row, over all shards.");
     gauge!("pilotlight_cache_bytes", "Memory held by the cache, index included.");
+    gauge!(
+        "pilotlight_cache_budget_bytes",
+        "Memory that the cache may hold, so that the process keeps to cache.memory."
+    );
     gauge!("pilotlight_cache_entries", "Stored responses.");
     counter!("pilotlight_cache_evictions_total", "Entries that left the cache by reason.");
     counter!(

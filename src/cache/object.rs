@@ -6,6 +6,7 @@ use bytes::Bytes;
 use super::freshness::Validity;
 use super::lines;
 use super::vary::VarySpec;
+use crate::base::pages::{PAGED_BYTES, Pages, is_paged, paged_bytes};
 use crate::base::size_class::allocated_bytes;
 use crate::http::fields::FieldId;
 use crate::http::head::FieldsView;
@@ -184,7 +185,7 @@ impl Object {
     /// The memory it takes, the counts of its `Arc` and what the allocator rounds up included; without the index.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
-        let body = self.body.as_ref().map_or(0, |body| BODY_COST_BYTES + allocated_bytes(body.len()));
+        let body = self.body.as_ref().map_or(0, |body| BODY_COST_BYTES + body_block_bytes(body));
         let vary = self.vary.as_ref().map_or(0, |vary| allocated_bytes(size_of::<VarySpec>()) + vary.cost_bytes());
         OBJECT_COST_BYTES + allocated_bytes(self.text.len()) + body + vary
     }
@@ -192,6 +193,27 @@ impl Object {
     fn request_at(&self) -> usize {
         (self.key_len + self.head_len + self.body_len) as usize
     }
+}
+
+/// A body the way it should lie in memory while it is stored: in a block that is no larger than it must be.
+#[must_use]
+pub fn body_to_store(body: Vec<u8>) -> Bytes {
+    // Anew, because the allocator leaves what it makes smaller by less than half where it is, and the cache counts by length.
+    if PAGED_BYTES.contains(&body.len()) || allocated_bytes(body.capacity()) > allocated_bytes(body.len()) {
+        return copy_to_store(&body);
+    }
+    body.into()
+}
+
+/// As `body_to_store`, of a body that stays somebody else's.
+#[must_use]
+pub fn copy_to_store(body: &[u8]) -> Bytes {
+    let pages = if PAGED_BYTES.contains(&body.len()) { Pages::copy_of(body) } else { None };
+    pages.map_or_else(|| Bytes::copy_from_slice(body), Bytes::from_owner)
+}
+
+fn body_block_bytes(body: &Bytes) -> usize {
+    if is_paged(body) { paged_bytes(body.len()) } else { allocated_bytes(body.len()) }
 }
 
 const NO_ETAG: u16 = u16::MAX;

@@ -356,6 +356,15 @@ impl Partition {
         self.objects == 0
     }
 
+    /// Lets it have so much from now on, and makes room for less.
+    pub fn resize(&mut self, capacity_bytes: u64) -> Vec<Evicted> {
+        self.capacity_bytes = capacity_bytes;
+        let mut evicted = Vec::new();
+        self.make_room(0, NONE, &mut evicted);
+        self.trim();
+        evicted
+    }
+
     /// Memory in use, index included.
     #[must_use]
     pub fn bytes(&self) -> u64 {

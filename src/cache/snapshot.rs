@@ -16,11 +16,9 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
-
 use super::freshness::{self, Validity};
 use super::key;
-use super::object::{Object, Parts};
+use super::object::{self, Object, Parts};
 use super::vary::VarySpec;
 use crate::base::time::Now;
 
@@ -277,7 +275,7 @@ impl Entry<'_> {
             hash,
             status: self.status,
             head: self.head,
-            body: Bytes::copy_from_slice(self.body),
+            body: object::copy_to_store(self.body),
             validity,
             vary: self.vary,
             request: self.request,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::shards::print_cpus;
 use super::units::{print_duration, print_size};
 use super::{
-    Addr, Authorization, BusyPoll, Collector, Concurrency, Config, Log, LogTarget, RateLimit, Route, RouteCache, Server, Tracing,
-    Upstream, WarmList,
+    Addr, Authorization, BusyPoll, Collector, Concurrency, Config, Log, LogTarget, RateLimit, Route, RouteCache,
+    Server, Tracing, Upstream, WarmList,
 };
 
 /// Writes every value, the defaults included.

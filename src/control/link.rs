@@ -35,6 +35,8 @@ pub struct ShardShared {
     /// Requests that wait for a fetch which another one started.
     pub waiters: AtomicU64,
     pub cache_bytes: AtomicU64,
+    /// What its part of the cache may take, which control says; 0: what is configured.
+    pub cache_budget_bytes: AtomicU64,
     pub cache_entries: AtomicU64,
     /// One for each `Config::warm`, in its order.
     pub warm: Box<[WarmShared]>,

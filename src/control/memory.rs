@@ -1,87 +1,90 @@
-//! How much memory this process may use, so that a cache that cannot fit is said so at the start and not by the kernel's killer later.
+//! Keeps the process to `cache.memory`. What the cache counts is exact, but the allocator holds more than that: blocks lie in pages, and
+//! sizes that come and go leave pages half used. So the resident memory is looked at once a second, and while the cache's share of it is
+//! beyond `cache.memory` the shards are given a smaller budget; back it comes as slowly.
+//!
+//! Must hold: the budget lies between [`LEAST_SHARE`] of `cache.memory` and all of it. Files that are mapped do not count, nor do
+//! connections that wait, nor what the process held before anything was stored.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::Duration;
 
-/// Resident memory beside the cache: the program, its threads, rings and tables, and buffers of some clients.
-const BESIDE_BYTES: u64 = 32 << 20;
+use super::{State, process};
 
-/// The least of all that bound it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limit {
-    pub bytes: u64,
-    /// Where it comes from.
-    pub source: String,
+const EVERY: Duration = Duration::from_secs(1);
+/// More than the allocator should lose: below it the budget is not what would help.
+const LEAST_SHARE: f64 = 0.75;
+/// What is aimed at, of `cache.memory`; 2 % is what is promised.
+const AIM: f64 = 1.01;
+/// Most that the budget falls and rises in one step, of `cache.memory`. What was evicted takes a second or two to be given back, so
+/// faster steps would overshoot; bodies on their way through come and go sooner than a slow budget follows.
+const FALL_MAX: f64 = 0.02;
+const RISE_MAX: f64 = 0.005;
+
+/// An idle connection: its task, its buffer, its places in tables.
+const CONNECTION_BYTES: u64 = 2560;
+
+/// What there is to see at one moment, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// Resident and of no file.
+    anonymous: u64,
+    /// Counted by the cache.
+    stored: u64,
+    /// Of connections of clients.
+    connections: u64,
 }
 
-/// The limit in force now; `None` when nothing can be read.
-#[must_use]
-pub fn limit() -> Option<Limit> {
-    let of = |bytes, source: &str| Limit { bytes, source: source.to_owned() };
-    let resources = [(libc::RLIMIT_AS, "RLIMIT_AS"), (libc::RLIMIT_DATA, "RLIMIT_DATA")];
-    let resources = resources.into_iter().filter_map(|(resource, name)| Some(of(resource_limit(resource)?, name)));
-    let files = limit_in(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
-    resources.chain(files).min_by_key(|limit| limit.bytes)
+/// The budget of all shards together.
+#[derive(Debug)]
+struct Budget {
+    limit: f64,
+    bytes: f64,
+    /// What is neither the cache's nor a connection's.
+    base: f64,
 }
 
-/// Says so in the log when a cache of so many bytes may be more than there is.
-pub fn check(cache_bytes: u64) {
-    let Some(Limit { bytes, source }) = limit() else { return };
-    if !fits(cache_bytes, bytes) {
-        tracing::warn!(
-            cache_memory = cache_bytes,
-            allowed = bytes,
-            source,
-            "cache.memory is more than there is room for: a full cache will get this process killed, or end it"
-        );
+impl Budget {
+    fn new(limit_bytes: u64, seen: Seen) -> Self {
+        let limit = limit_bytes as f64;
+        Self { limit, bytes: limit, base: seen.anonymous.saturating_sub(seen.stored + seen.connections) as f64 }
+    }
+
+    /// What the shards may have until the next look.
+    fn look(&mut self, seen: Seen) -> u64 {
+        let own = seen.anonymous as f64 - self.base - seen.connections as f64;
+        let over = own - self.limit * AIM;
+        // Half and a quarter of the way, since the allocator follows late.
+        let step = (-over / if over > 0.0 { 2.0 } else { 4.0 }).clamp(-self.limit * FALL_MAX, self.limit * RISE_MAX);
+        self.bytes = (self.bytes + step).clamp(self.limit * LEAST_SHARE, self.limit);
+        self.bytes as u64
     }
 }
 
-/// A tenth more than the cache, for half-used pages of the allocator, and what is beside it.
-fn fits(cache_bytes: u64, limit_bytes: u64) -> bool {
-    cache_bytes.saturating_add(cache_bytes / 10).saturating_add(BESIDE_BYTES) <= limit_bytes
-}
-
-/// What a control group or the size of the machine allows.
-fn limit_in(proc: &Path, groups: &Path) -> Option<Limit> {
-    let machine = fs::read_to_string(proc.join("meminfo")).ok().and_then(|text| total(&text));
-    let machine = machine.map(|bytes| Limit { bytes, source: "the machine's memory".to_owned() });
-    let membership = fs::read_to_string(proc.join("self/cgroup")).unwrap_or_default();
-    let groups = membership.lines().flat_map(|line| group_files(line, groups)).filter_map(|file| {
-        // `max`, and the huge number that the first version has for it, are no limits: the machine has less.
-        let bytes = fs::read_to_string(&file).ok()?.trim().parse().ok()?;
-        Some(Limit { bytes, source: file.display().to_string() })
-    });
-    groups.chain(machine).min_by_key(|limit| limit.bytes)
-}
-
-/// Where the limits stand of the group that a line of /proc/self/cgroup names, and of those around it.
-fn group_files(line: &str, groups: &Path) -> Vec<PathBuf> {
-    let mut parts = line.splitn(3, ':').skip(1);
-    let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
-    let (root, name) = match controllers {
-        "" => (groups.to_owned(), "memory.max"),
-        controllers if controllers.split(',').any(|name| name == "memory") => {
-            (groups.join("memory"), "memory.limit_in_bytes")
+/// Looks until the end of the program.
+pub(super) async fn run(state: Rc<State>) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut budget = None;
+    loop {
+        ticks.tick().await;
+        if !state.shared().iter().all(|shared| shared.ready.load(Acquire)) {
+            continue;
         }
-        _ => return Vec::new(),
-    };
-    // In a container the path may be that of the host, and the root is the container's own group.
-    let path = Path::new(path.trim_start_matches('/'));
-    path.ancestors().map(|group| root.join(group).join(name)).collect()
+        let Some(seen) = seen(&state) else { continue };
+        let budget = budget.get_or_insert_with(|| Budget::new(state.config.cache.memory, seen));
+        let each = budget.look(seen) / state.shards.count() as u64;
+        state.shared().iter().for_each(|shared| shared.cache_budget_bytes.store(each, Relaxed));
+    }
 }
 
-/// `MemTotal` of /proc/meminfo.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn resource_limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to an rlimit of ours that outlives the call.
-    let failed = unsafe { libc::getrlimit(resource, &raw mut limit) };
-    (failed == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+fn seen(state: &State) -> Option<Seen> {
+    let sum = |of: fn(&super::ShardShared) -> u64| state.shared().iter().map(of).sum();
+    Some(Seen {
+        anonymous: process::anonymous_bytes()?,
+        stored: sum(|shared| shared.cache_bytes.load(Relaxed)),
+        connections: sum(|shared| shared.connections.load(Relaxed)) * CONNECTION_BYTES,
+    })
 }
 
 #[cfg(test)]
@@ -89,37 +92,45 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const LIMIT: u64 = 100 * MIB;
 
-    #[test]
-    fn the_least_of_the_groups_and_the_machine_counts() {
-        let folder = std::env::temp_dir().join(format!("pilotlight-memory-{}", std::process::id()));
-        let put = |path: &str, text: &str| {
-            let path = folder.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+    /// A process with a base of 10 MiB whose allocator holds `waste` times what is stored; the cache is full.
+    fn settled(waste: f64) -> (u64, f64) {
+        let seen = |stored: u64| Seen {
+            anonymous: 10 * MIB + 5 * MIB + (stored as f64 * waste) as u64,
+            stored,
+            connections: 5 * MIB,
         };
-        let limit = || limit_in(&folder.join("proc"), &folder.join("cgroup")).map(|limit| limit.bytes / MIB);
-        assert_eq!(limit(), None, "nothing to read");
-        put("proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 1 kB\n");
-        put("proc/self/cgroup", "4:memory:/a\n1:cpu:/x\n0::/system.slice/gw.service\n");
-        assert_eq!(limit(), Some(8192), "no group says anything");
-        put("cgroup/system.slice/gw.service/memory.max", "max\n");
-        put("cgroup/memory/a/memory.limit_in_bytes", "9223372036854771712\n");
-        assert_eq!(limit(), Some(8192), "no group has a limit");
-        put("cgroup/system.slice/gw.service/memory.max", "1073741824\n");
-        assert_eq!(limit(), Some(1024));
-        put("cgroup/system.slice/memory.max", "536870912\n");
-        assert_eq!(limit(), Some(512), "the group around it has less");
-        put("cgroup/memory/memory.limit_in_bytes", "268435456\n");
-        assert_eq!(limit(), Some(256), "the first version of control groups");
-        fs::remove_dir_all(&folder).unwrap();
+        let mut budget = Budget::new(LIMIT, seen(0));
+        let mut stored = LIMIT;
+        for _ in 0..200 {
+            stored = budget.look(seen(stored));
+        }
+        (stored, stored as f64 * waste / LIMIT as f64)
     }
 
     #[test]
-    fn room_for_a_cache() {
-        assert!(fits(512 * MIB, 1024 * MIB));
-        assert!(!fits(512 * MIB, 512 * MIB));
-        assert!(!fits(900 * MIB, 1000 * MIB), "with what is beside it");
-        assert!(!fits(u64::MAX, u64::MAX - 1));
+    fn what_the_allocator_loses_comes_out_of_the_budget() {
+        for (waste, share) in [(1.0, 1.0), (1.005, 1.005), (1.05, 1.01), (1.13, 1.01), (1.3, 1.01)] {
+            let (stored, own) = settled(waste);
+            assert!((own - share).abs() < 0.002, "{waste}: {own}");
+            assert!(stored <= LIMIT, "{waste}: {stored}");
+        }
+    }
+
+    #[test]
+    fn the_budget_has_a_floor() {
+        assert_eq!(settled(3.0).0, LIMIT * 3 / 4);
+    }
+
+    #[test]
+    fn the_budget_comes_back() {
+        let mut budget = Budget::new(LIMIT, Seen { anonymous: 0, stored: 0, connections: 0 });
+        let seen = |anonymous| Seen { anonymous, stored: 0, connections: 0 };
+        assert_eq!(budget.look(seen(200 * MIB)), LIMIT - LIMIT / 50);
+        for _ in 0..8 {
+            budget.look(seen(50 * MIB));
+        }
+        assert_eq!(budget.look(seen(50 * MIB)), LIMIT);
     }
 }

@@ -13,7 +13,7 @@ pub(super) fn render(page: &mut Page<'_>, started_unix_secs: f64) {
     let memory = memory_bytes();
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory.map(|(_, resident)| resident));
     gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", memory.map(|(virtual_, _)| virtual_));
-    let limit = super::memory::limit();
+    let limit = super::room::limit();
     let help =
         "Memory that this process may use: the least of its control groups, its resource limits and the machine.";
     gauge("pilotlight_memory_limit_bytes", help, limit.map(|limit| limit.bytes as f64));
@@ -45,11 +45,23 @@ fn threads() -> Option<f64> {
 
 /// Virtual and resident size.
 fn memory_bytes() -> Option<(f64, f64)> {
+    let [virtual_, resident, _] = statm_bytes()?;
+    Some((virtual_ as f64, resident as f64))
+}
+
+/// What is resident and belongs to no file and to nobody else.
+pub(super) fn anonymous_bytes() -> Option<u64> {
+    let [_, resident, shared] = statm_bytes()?;
+    Some(resident.saturating_sub(shared))
+}
+
+/// Virtual, resident, and what is shared of that.
+fn statm_bytes() -> Option<[u64; 3]> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split_ascii_whitespace().map_while(|pages| pages.parse::<f64>().ok());
+    let mut pages = text.split_ascii_whitespace().map_while(|pages| pages.parse::<u64>().ok());
     // SAFETY: sysconf only reads a constant of the system.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64;
-    Some((pages.next()? * page_bytes, pages.next()? * page_bytes))
+    let page_bytes = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some([pages.next()? * page_bytes, pages.next()? * page_bytes, pages.next()? * page_bytes])
 }
 
 fn open_fds() -> Option<f64> {

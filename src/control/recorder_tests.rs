@@ -104,7 +104,7 @@ fn updates_arrive_under_the_names_of_the_contract() {
         telemetry.request_done(1, Outcome::Hit, Duration::from_millis(1));
         telemetry.fetch_done(0, FetchKind::Warm, FetchResult::Timeout, Duration::from_secs(2));
         telemetry.upstream_load(0, 4, 2);
-        telemetry.cache_size(1000, 10);
+        telemetry.cache_size(1000, 2000, 10);
         telemetry.evicted(EvictReason::Purged, 5);
         telemetry.connections(1, 2);
         telemetry.rejected("head_too_large");
@@ -117,6 +117,7 @@ fn updates_arrive_under_the_names_of_the_contract() {
         ("pilotlight_upstream_inflight", &[("upstream", "django")], 4.0),
         ("pilotlight_upstream_queue", &[("upstream", "django")], 2.0),
         ("pilotlight_cache_bytes", &[], 1000.0),
+        ("pilotlight_cache_budget_bytes", &[], 2000.0),
         ("pilotlight_cache_entries", &[], 10.0),
         ("pilotlight_cache_evictions_total", &[("reason", "purged")], 5.0),
         ("pilotlight_connections", &[("shard", "3"), ("state", "idle")], 2.0),

@@ -64,6 +64,8 @@ pub(super) struct ShardStatus {
     inflight: u64,
     waiters: u64,
     cache_bytes: u64,
+    /// What its part of the cache may take now; less than configured while the allocator holds more than is stored.
+    cache_budget_bytes: u64,
     cache_entries: u64,
 }
 
@@ -172,7 +174,12 @@ pub(super) fn status(state: &State) -> Status {
         config_generation: state.generation.get(),
         reload_error: state.reload_error.borrow().clone(),
         pid: std::process::id(),
-        shards: state.shared().iter().enumerate().map(|(shard, shared)| shard_status(shard, shared, now_ms)).collect(),
+        shards: state
+            .shared()
+            .iter()
+            .enumerate()
+            .map(|(shard, shared)| shard_status(state, shard, shared, now_ms))
+            .collect(),
         upstreams: upstreams(state),
         routes: routes(state),
         warm: warm_lists(state),
@@ -194,7 +201,7 @@ fn finding_status(finding: &Finding, now_ms: u64) -> FindingStatus {
     }
 }
 
-fn shard_status(shard: usize, shared: &ShardShared, now_ms: u64) -> ShardStatus {
+fn shard_status(state: &State, shard: usize, shared: &ShardShared, now_ms: u64) -> ShardStatus {
     let heartbeat_age_ms = heartbeat_age_ms(shared, now_ms);
     let ended = shared.ended.load(Relaxed);
     ShardStatus {
@@ -208,6 +215,10 @@ fn shard_status(shard: usize, shared: &ShardShared, now_ms: u64) -> ShardStatus 
         inflight: shared.inflight.load(Relaxed),
         waiters: shared.waiters.load(Relaxed),
         cache_bytes: shared.cache_bytes.load(Relaxed),
+        cache_budget_bytes: match shared.cache_budget_bytes.load(Relaxed) {
+            0 => state.config.cache.memory / state.shards.count() as u64,
+            budget_bytes => budget_bytes,
+        },
         cache_entries: shared.cache_entries.load(Relaxed),
     }
 }

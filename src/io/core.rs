@@ -412,13 +412,13 @@ impl Shard {
     pub fn measure(&self) {
         let mut state = self.state.borrow_mut();
         let telemetry = &*self.telemetry;
-        telemetry.cache_size(state.cache_bytes(), state.cache_entries());
+        telemetry.cache_size(state.cache_bytes(), state.cache_budget_bytes(), state.cache_entries());
         telemetry.connections(self.connections.get() - self.idle.get(), self.idle.get());
         telemetry.waiters(state.waiters());
         telemetry.limited_clients(state.limited_clients());
         for (upstream, running) in self.inflight.iter().enumerate() {
-            let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
-            let (limit, waiting) = slots.map_or((None, 0), |(_, limit, waiting)| (limit, waiting));
+            let slots = state.slots().find(|(of, _)| *of as usize == upstream);
+            let (limit, waiting) = slots.map_or((None, 0), |(_, slots)| (slots.limit(), slots.queued()));
             telemetry.upstream_load(upstream, running.get(), waiting as u32);
             telemetry.upstream_limit(upstream, limit.unwrap_or(0));
         }
@@ -435,6 +435,14 @@ impl Shard {
         let (now, before) = (state.refreshes_dropped(), self.refreshes_dropped.replace(state.refreshes_dropped()));
         telemetry.refresh_dropped(DropReason::QueueFull, now.queue_full - before.queue_full);
         telemetry.refresh_dropped(DropReason::Expired, now.expired - before.expired);
+    }
+
+    /// Has the cache take what control allows it. To be called about every 50 ms.
+    pub fn steer_cache(self: &Rc<Self>) {
+        let budget_bytes = self.common.shared[self.id].cache_budget_bytes.load(Ordering::Relaxed);
+        if budget_bytes > 0 {
+            self.with_state(|state| state.steer_cache(budget_bytes));
+        }
     }
 
     /// Publishes what the control thread shows.

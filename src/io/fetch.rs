@@ -10,7 +10,6 @@ use super::notify::Notify;
 use super::shield;
 use super::timing::Timing;
 use crate::base::outcome::FetchKind;
-use crate::base::size_class::allocated_bytes;
 use crate::cache::admit::{self, StoreContext};
 use crate::cache::directives::ResponseDirectives;
 use crate::cache::freshness::{self, Validity};
@@ -391,14 +390,10 @@ fn build(
     shard: &Shard,
     query: &Query,
     (head, head_buf): &(ResponseHead, Vec<u8>),
-    mut body: Vec<u8>,
+    body: Vec<u8>,
     validity: Validity,
     fetch_ms: u32,
 ) -> Object {
-    // Anew, because the allocator leaves what it makes smaller by less than half where it is, and the cache counts by length.
-    if allocated_bytes(body.capacity()) > allocated_bytes(body.len()) {
-        body = body.as_slice().to_vec();
-    }
     let view = head.view(head_buf);
     let mut stored = Vec::with_capacity(head_buf.len() + 128);
     let now = shard.now();
@@ -416,7 +411,7 @@ fn build(
         hash: query.hash,
         status: head.status,
         head: &stored,
-        body: body.into(),
+        body: object::body_to_store(body),
         validity,
         vary,
         request: &request_as_sent(query),

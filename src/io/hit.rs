@@ -87,7 +87,8 @@ pub fn answer(
             Ok(Parsed::Complete) => {}
         }
         let start = out.len();
-        let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, from, out, now_mono_ms) else {
+        let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, from, out, now_mono_ms)
+        else {
             return (taken, Next::Slow(std::mem::take(&mut head)));
         };
         answered.0.push(match shard.journal() {

@@ -175,6 +175,7 @@ async fn tick(shard: &Rc<Shard>) {
         shard.deadlines.expire(now.mono_ms);
         shard.outbox.borrow_mut().flush();
         shard.with_state(|state| state.tick(now));
+        shard.steer_cache();
         if now.mono_ms >= look_at_ms {
             look_at_ms = now.mono_ms + LOOK_MS;
             let half_close_ms = shard.common.config.server.half_close_timeout.as_millis() as u64;

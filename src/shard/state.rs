@@ -21,7 +21,7 @@ use crate::base::time::Now;
 use crate::cache::freshness::{self, Standing};
 use crate::cache::key;
 use crate::cache::object::Object;
-use crate::cache::partition::{Partition, Stored};
+use crate::cache::partition::{Evicted, Partition, Stored};
 use crate::cache::snapshot;
 use crate::cache::validate::HeadFacts;
 use crate::http::head::FieldsView;
@@ -525,12 +525,32 @@ impl State {
 
     fn store(&mut self, object: &Arc<Object>) {
         let inserted = self.partition.insert(Rc::new(Arc::clone(object)));
-        self.counts.evicted += inserted.evicted.len() as u64;
         self.counts.replaced += u64::from(inserted.replaced);
-        for gone in inserted.evicted {
+        self.evicted(inserted.evicted);
+        self.broadcast_drop(object.hash, object.key());
+    }
+
+    fn evicted(&mut self, evicted: Vec<Evicted>) {
+        self.counts.evicted += evicted.len() as u64;
+        for gone in evicted {
             self.broadcast_drop(gone.hash, &gone.key);
         }
-        self.broadcast_drop(object.hash, object.key());
+    }
+
+    /// Takes the cache a step nearer to so many bytes, so that one call never evicts more than a thousandth of it.
+    pub fn steer_cache(&mut self, budget_bytes: u64) {
+        let now_bytes = self.partition.capacity_bytes();
+        let lowest = now_bytes.saturating_sub(now_bytes / 1000 + 1);
+        if budget_bytes != now_bytes {
+            let evicted = self.partition.resize(budget_bytes.max(lowest));
+            self.evicted(evicted);
+        }
+    }
+
+    /// What the cache may take now.
+    #[must_use]
+    pub fn cache_budget_bytes(&self) -> u64 {
+        self.partition.capacity_bytes()
     }
 
     /// From now to the given share of what is left of its lifetime.
@@ -781,9 +801,9 @@ impl State {
         self.actions.push(Action::Send { to, message });
     }
 
-    /// The upstreams whose home is here, with their limit (`None`: unlimited) and the requests that wait.
-    pub fn slot_use(&self) -> impl Iterator<Item = (u16, Option<u32>, usize)> {
-        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.limit(), slots.queued()))
+    /// The upstreams whose home is here, with their slots.
+    pub fn slots(&self) -> impl Iterator<Item = (u16, &Slots)> {
+        self.slots.iter().map(|(upstream, slots)| (*upstream, slots))
     }
 
     /// Routes and the slots that they hold, of the upstreams whose home is here.

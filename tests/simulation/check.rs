@@ -204,7 +204,8 @@ impl World<'_> {
     pub fn check_bounds(&self, shard: usize) {
         let state = &self.states[shard];
         assert!(state.cache_bytes() <= self.memory_bytes, "{} of {} bytes", state.cache_bytes(), self.memory_bytes);
-        for (upstream, in_use, queued) in state.slot_use() {
+        for (upstream, slots) in state.slots() {
+            let (in_use, queued) = (slots.in_use(), slots.queued());
             assert!(in_use > 0 || queued == 0, "{queued} wait for upstream {upstream}, which nobody uses");
             let max = self.bounds[upstream as usize].max;
             assert!(max.is_none_or(|max| in_use <= max), "{in_use} slots of upstream {upstream}");
@@ -254,7 +255,8 @@ impl World<'_> {
         for (shard, state) in self.states.iter().enumerate() {
             assert_eq!(state.waiters(), 0, "waiters on shard {shard}");
             assert_eq!(state.leases(), 0, "leases on shard {shard}");
-            for (upstream, in_use, queued) in state.slot_use() {
+            for (upstream, slots) in state.slots() {
+                let (in_use, queued) = (slots.in_use(), slots.queued());
                 assert_eq!((in_use, queued), (0, 0), "slots of upstream {upstream} in use, and waited for");
             }
         }

@@ -419,3 +419,21 @@ fn agrees_with_a_naive_model() {
         }
     }
 }
+
+#[test]
+fn a_smaller_capacity_holds_at_once() {
+    let mut p = Partition::new(100 * cost("k000", 100));
+    for n in 0..100 {
+        assert_eq!(insert(&mut p, &format!("k{n:03}"), real_hash(n)), Vec::<String>::new());
+    }
+    let (full, half) = (p.capacity_bytes(), p.capacity_bytes() / 2);
+    let gone = p.resize(half);
+    assert!(p.bytes() <= half && p.bytes() > half * 9 / 10, "{} of {half}", p.bytes());
+    assert_eq!(gone.len() + p.len(), 100);
+    assert!(gone.iter().all(|gone| gone.reason == EvictReason::Capacity));
+    let left = p.len();
+    assert_eq!((p.resize(full), p.len()), (Vec::new(), left), "more room evicts nothing");
+    assert_eq!(insert(&mut p, "another", real_hash(200)), Vec::<String>::new());
+    p.resize(0);
+    assert_eq!((p.len(), p.bytes()), (0, 0));
+}
