@@ -85,7 +85,7 @@ pub fn answer(
         }
         let start = out.len();
         let Some((route, body, keep)) = try_hit(shard, &head, rest, out, now_mono_ms) else {
-            return (taken, Next::Slow(std::mem::take(&mut head)));
+            return (taken, Next::Slow(std::mem::replace(&mut *head, shard.take_request_head())));
         };
         let record = shard.journal().map(|journal| {
             let rest_bytes = body.as_ref().map_or(0, Rest::bytes_init);

@@ -59,21 +59,22 @@ impl Replies {
         None
     }
 
+    /// The reply if it is there already, which closes the place.
+    pub fn take(&self, token: Token) -> Option<Reply> {
+        let mut places = self.places.borrow_mut();
+        let reply = places[token.slot as usize].reply.take()?;
+        places.remove(token.slot as usize);
+        Some(reply)
+    }
+
     /// Waits for the reply and closes the place.
     pub async fn wait(&self, token: Token) -> Reply {
         poll_fn(|cx| {
-            let mut places = self.places.borrow_mut();
-            let place = &mut places[token.slot as usize];
-            match place.reply.take() {
-                Some(reply) => {
-                    places.remove(token.slot as usize);
-                    Poll::Ready(reply)
-                }
-                None => {
-                    place.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
+            if let Some(reply) = self.take(token) {
+                return Poll::Ready(reply);
             }
+            self.places.borrow_mut()[token.slot as usize].waker = Some(cx.waker().clone());
+            Poll::Pending
         })
         .await
     }
