@@ -106,3 +106,20 @@ impl Replies {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_taken_once_it_is_there_and_its_place_closed() {
+        let replies = Replies::default();
+        let token = replies.open(Leftover::Lease);
+        assert!(replies.take(token).is_none(), "nobody has answered yet");
+        assert_eq!(replies.len(), 1, "it may still be waited for");
+        assert!(replies.deliver(token, Reply::Alone).is_none());
+        assert!(matches!(replies.take(token), Some(Reply::Alone)));
+        assert!(replies.is_empty());
+        assert!(replies.deliver(token, Reply::Alone).is_none(), "what comes to a closed place is dropped");
+    }
+}
