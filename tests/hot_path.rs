@@ -1,69 +1,15 @@
 //! What a hit may cost, logged and traced besides: a whole gateway in this process, an allocator that counts what its shard's thread asks for,
 //! and hits over the loopback.
 
-use pilotlight::boot;
-use pilotlight::config::{Overrides, load};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::fs;
+#[path = "counted/gateway.rs"]
+mod counted;
+
+use counted::{ALLOCATIONS, COUNTED, clock_reads, connect, gateway, shard_tid};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-
-/// Counts the allocations of one thread.
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The thread that is counted; 0: none.
-static COUNTED: AtomicI32 = AtomicI32::new(0);
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    static TID: Cell<i32> = const { Cell::new(0) };
-}
-
-impl Counting {
-    fn note() {
-        let counted = COUNTED.load(Ordering::Relaxed);
-        if counted == 0 {
-            return;
-        }
-        let tid = TID.try_with(|tid| {
-            if tid.get() == 0 {
-                // SAFETY: takes nothing and touches no memory.
-                tid.set(unsafe { libc::gettid() });
-            }
-            tid.get()
-        });
-        if tid == Ok(counted) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-// SAFETY: all is left to the system's allocator; what is noted beside touches no memory of it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::note();
-        // SAFETY: the caller's promises are those that are asked for here.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        Self::note();
-        // SAFETY: as above.
-        unsafe { System.realloc(at, layout, bytes) }
-    }
-}
 
 /// More than the buffer of an idle connection holds: it is changed for a larger one and back.
 const PIPELINED: usize = 16;
@@ -76,7 +22,7 @@ const BODY: &str = "a body that is stored once";
 #[test]
 fn a_hit_allocates_nothing_and_looks_at_the_clock_twice() {
     let origin = origin();
-    let gateway = gateway(origin);
+    let gateway = gateway(origin, "[log]\naccess = \"/dev/null\"\nsample = 1\n[tracing]\nsample = 1\n");
     let mut client = connect(gateway);
     client.write_all(REQUEST.as_bytes()).expect("the request is sent");
     let miss = read_answers(&mut client, 1);
@@ -107,14 +53,6 @@ fn a_hit_allocates_nothing_and_looks_at_the_clock_twice() {
     }
 }
 
-/// Looks at the clock by the gateway's threads so far; they are counted in debug builds only.
-fn clock_reads() -> u64 {
-    #[cfg(debug_assertions)]
-    return pilotlight::io::clock::READS.load(Ordering::Relaxed);
-    #[cfg(not(debug_assertions))]
-    0
-}
-
 /// So many requests in one write, and their answers.
 fn hits(client: &mut TcpStream, count: usize) {
     client.write_all(REQUEST.repeat(count).as_bytes()).expect("the requests are sent");
@@ -130,13 +68,6 @@ fn read_answers(client: &mut TcpStream, count: usize) -> String {
         answers.push_str(std::str::from_utf8(&buf[..got]).expect("text"));
     }
     answers
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(addr).expect("the gateway listens");
-    client.set_nodelay(true).expect("nodelay");
-    client.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-    client
 }
 
 /// Answers every request with the same cacheable response.
@@ -162,31 +93,4 @@ fn origin() -> SocketAddr {
         }
     });
     addr
-}
-
-fn gateway(origin: SocketAddr) -> SocketAddr {
-    let port = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let (listen, admin) = (port(), port());
-    let config = format!(
-        "[server]\nlisten = [\"{listen}\"]\nshards = 1\n[admin]\nlisten = \"{admin}\"\n\
-         [upstreams.app]\nservers = [\"{origin}\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n\
-         [log]\naccess = \"/dev/null\"\nsample = 1\n[tracing]\nsample = 1\n"
-    );
-    let config = load::parse("test", &config, &Overrides::default()).expect("a good configuration");
-    thread::spawn(move || boot::serve(config.clone(), Box::new(move || Ok(config.clone()))));
-    for _ in 0..200 {
-        if TcpStream::connect(listen).is_ok() {
-            return listen;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    panic!("the gateway does not listen");
-}
-
-/// The kernel's number of the shard's thread.
-fn shard_tid() -> i32 {
-    let tasks = fs::read_dir("/proc/self/task").expect("/proc").flatten();
-    let is_shard = |path: &std::path::Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "shard-0\n");
-    let task = tasks.map(|task| task.path()).find(|path| is_shard(path)).expect("a shard's thread");
-    task.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number")
 }

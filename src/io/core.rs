@@ -19,7 +19,7 @@ use crate::base::time::Now;
 use crate::config::{Addr, Authorization, Config, Endpoint};
 use crate::control::link::{self, Acks, Command, Export, ShardShared};
 use crate::http::fault::Fault;
-use crate::http::head::RequestHead;
+use crate::http::head::{RequestHead, ResponseHead};
 use crate::route::table::Table;
 use crate::shard::message::{ABANDONED, Action, FetchOutcome, LeaseId, Reply, SlotEnd, SlotId, Token};
 use crate::shard::query::Query;
@@ -101,7 +101,9 @@ pub struct Shard {
     idle_buffers: [(usize, RefCell<Vec<Vec<u8>>>); 2],
     /// The head that is being read: one for all connections, so that idle ones hold none.
     pub head: RefCell<RequestHead>,
-    /// Where keys are put together.
+    request_heads: RefCell<Vec<RequestHead>>,
+    response_heads: RefCell<Vec<(ResponseHead, Vec<u8>)>>,
+    /// Where keys and members of Cache-Status are put together.
     pub scratch: RefCell<Vec<u8>>,
     pub(super) inflight: FrozenVec<Box<Cell<u32>>>,
     counted: Cell<Counts>,
@@ -150,6 +152,8 @@ impl Shard {
             buffers: RefCell::new(Vec::new()),
             idle_buffers: [SMALL_READ_BYTES, LARGE_READ_BYTES].map(|bytes| (bytes, RefCell::default())),
             head: RefCell::new(RequestHead::new()),
+            request_heads: RefCell::default(),
+            response_heads: RefCell::default(),
             scratch: RefCell::new(Vec::new()),
             inflight,
             counted: Cell::new(Counts::default()),
@@ -227,6 +231,30 @@ impl Shard {
         }
     }
 
+    /// A head to parse a request into, with the memory of one that was used before.
+    pub fn take_request_head(&self) -> RequestHead {
+        self.request_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn put_request_head(&self, head: RequestHead) {
+        let mut kept = self.request_heads.borrow_mut();
+        if kept.len() < BUFFERS_MAX {
+            kept.push(head);
+        }
+    }
+
+    /// The same for a response, and the bytes that it points into.
+    pub fn take_response_head(&self) -> (ResponseHead, Vec<u8>) {
+        self.response_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn put_response_head(&self, head: ResponseHead, buf: Vec<u8>) {
+        let mut kept = self.response_heads.borrow_mut();
+        if kept.len() < BUFFERS_MAX && buf.capacity() <= LARGE_READ_BYTES {
+            kept.push((head, buf));
+        }
+    }
+
     /// A buffer that an idle connection may keep, of the store or newly made.
     pub fn take_idle_buffer(&self, bytes: usize) -> Vec<u8> {
         let kept = self.idle_buffers.iter().find_map(|(size, kept)| (*size == bytes).then(|| kept.borrow_mut().pop()));
@@ -243,13 +271,18 @@ impl Shard {
 
     /// Runs something on the state and carries out what follows from it.
     pub fn with_state<T>(self: &Rc<Self>, f: impl FnOnce(&mut State) -> T) -> T {
-        let (result, actions) = {
+        let (result, mut actions) = {
             let mut state = self.state.borrow_mut();
             let result = f(&mut state);
             (result, std::mem::take(&mut state.actions))
         };
-        for action in actions {
-            self.carry_out(action);
+        if actions.capacity() > 0 {
+            actions.drain(..).for_each(|action| self.carry_out(action));
+            let kept = &mut self.state.borrow_mut().actions;
+            // Its memory serves the next ones, unless carrying these out has made others.
+            if kept.capacity() == 0 {
+                *kept = actions;
+            }
         }
         result
     }
@@ -322,6 +355,11 @@ impl Shard {
         let token = self.replies.open(leftover);
         let mut guard = AskGuard { shard: Rc::clone(self), token, open: true };
         self.with_state(|state| ask(state, token));
+        // What this shard can tell by itself is there: no timer for that.
+        if let Some(reply) = self.replies.take(token) {
+            guard.open = false;
+            return Some(reply);
+        }
         let reply = monoio::time::timeout(Duration::from_millis(within_ms), self.replies.wait(token)).await;
         guard.open = reply.is_err();
         reply.ok()

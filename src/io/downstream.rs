@@ -389,15 +389,24 @@ impl Client {
         let query = Query::new(&shard.common.hasher, buf, head, route, per_credential, self.peer, self.trusted);
         match mode {
             LookupMode::Cache if request.method == Method::Get => {
-                self.through_cache(request, Arc::new(query), None).await
+                let query = Arc::new(query);
+                let result = self.through_cache(request, Arc::clone(&query), None).await;
+                // Unless somebody fetches or waits with it, its head serves the next request.
+                Arc::into_inner(query).into_iter().for_each(|query| shard.put_request_head(query.head));
+                result
             }
             LookupMode::Cache => match self.as_get(&query) {
                 Some(get) => self.through_cache(request, Arc::new(get), Some(&query)).await,
                 None => self.pass(request, &query, b"; fwd=miss").await,
             },
             LookupMode::Bypass(reason) => {
-                let status = format!("; fwd=bypass; detail={}", reason.as_str());
-                self.pass(request, &query, status.as_bytes()).await
+                let mut status = shard.take_buffer();
+                status.extend_from_slice(b"; fwd=bypass; detail=");
+                status.extend_from_slice(reason.as_str().as_bytes());
+                let result = self.pass(request, &query, &status).await;
+                shard.put_buffer(status);
+                shard.put_request_head(query.head);
+                result
             }
         }
     }
@@ -540,8 +549,12 @@ impl Client {
     }
 
     pub fn done(&self, request: &Request, outcome: Outcome) {
+        self.done_at(request, outcome, clock::mono_ns());
+    }
+
+    pub fn done_at(&self, request: &Request, outcome: Outcome, now_ns: u64) {
         self.trail().into_iter().for_each(|trail| trail.answered(outcome));
-        let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(request.start_ns));
+        let elapsed = Duration::from_nanos(now_ns.saturating_sub(request.start_ns));
         self.shard.telemetry.request_done(request.route as usize, outcome, elapsed);
     }
 

@@ -42,9 +42,11 @@ pub struct Exchange {
     pub slot: SlotGuard,
     place: Place,
     /// Ends with the exchange, however that ends.
-    _body_clock: Option<BodyClock>,
+    body_clock: Option<BodyClock>,
     pub started_mono_ms: u64,
     pub timing: Timing,
+    /// When its head had come.
+    pub answered_ns: u64,
     /// Notes when it is over.
     end: Option<FetchEnd>,
 }
@@ -54,38 +56,48 @@ struct BodyClock {
     shard: Rc<Shard>,
     upstream: u16,
     from_ns: u64,
+    /// `None`: when it is dropped.
+    until_ns: Option<u64>,
 }
 
 impl Drop for BodyClock {
     fn drop(&mut self) {
-        phase_took(&self.shard, self.upstream, Phase::Body, self.from_ns);
+        let until_ns = self.until_ns.unwrap_or_else(clock::mono_ns);
+        phase_took(&self.shard, self.upstream, Phase::Body, self.from_ns, until_ns);
     }
 }
 
-fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64) -> Duration {
-    let took = Duration::from_nanos(clock::mono_ns().saturating_sub(from_ns));
+fn phase_took(shard: &Shard, upstream: u16, phase: Phase, from_ns: u64, until_ns: u64) -> Duration {
+    let took = Duration::from_nanos(until_ns.saturating_sub(from_ns));
     shard.telemetry.phase_took(upstream as usize, phase, took);
     took
 }
 
 impl Exchange {
-    /// Puts the connection back when everything on it was complete, and ends the upstream's part of the request.
-    pub fn finish(self) {
-        let Self { conn, head, body, request_sent, slot, place, .. } = self;
+    /// Puts the connection back when everything on it was complete, and ends the upstream's part of the request. Returns when that was,
+    /// so that who goes on need not look at the clock again.
+    pub fn finish(self) -> u64 {
+        let now_ns = clock::mono_ns();
+        let Self { conn, head, head_buf, body, request_sent, slot, place, mut body_clock, .. } = self;
+        body_clock.iter_mut().for_each(|clock| clock.until_ns = Some(now_ns));
         let clean = request_sent && head.keep_alive && body.is_done() && conn.source.bytes().is_empty();
         let shard = Rc::clone(&slot.shard);
         let upstream = slot.upstream;
         if clean {
-            shard.upstreams[upstream as usize].pool.put(conn, shard.mono_ms());
+            shard.upstreams[upstream as usize].pool.put(conn, now_ns / 1_000_000);
+        }
+        if head_buf.capacity() > 0 {
+            shard.put_response_head(head, head_buf);
         }
         // The server is free before somebody else gets the slot.
         drop(place);
         drop(slot);
+        now_ns
     }
 
     /// Its body could not be read to the end: that is the server's failure. Says how it is called.
     pub fn broke(&self, error: BodyError) -> Failure {
-        self.place.observe(Sign::Failure);
+        self.place.observe(Sign::Failure, self.slot.shard.mono_ms());
         let failure = match error {
             BodyError::Timeout if self.slot.shard.mono_ms() >= self.conn.source.until_mono_ms => TOTAL_TIMEOUT,
             BodyError::Timeout => FIRST_BYTE_TIMEOUT,
@@ -168,7 +180,9 @@ async fn go(
         return Err(shard.upstreams[upstream as usize].breaker_failure());
     };
     let slot = acquire(shard, upstream, plan).await;
-    let started_ns = clock::mono_ns();
+    // Nobody was asked where there is no limit, so no time has passed.
+    let at_once = slot.as_ref().is_ok_and(|slot| slot.held.is_none());
+    let started_ns = if at_once { asked_ns } else { clock::mono_ns() };
     let started_mono_ms = started_ns / 1_000_000;
     let waited = Duration::from_nanos(started_ns.saturating_sub(asked_ns));
     let slot = slot.inspect_err(|failure| {
@@ -180,27 +194,29 @@ async fn go(
     let total = shard.common.config.upstreams[upstream as usize].total_timeout;
     let until = total.map_or(u64::MAX, |total| started_mono_ms.saturating_add(total.as_millis() as u64));
     let mut cancelled = Cancelled { shard, upstream, kind: plan.kind, started_mono_ms, armed: true };
-    let result = attempt(shard, plan, upstream, until, &mut upload, &mut interim).await;
+    let result = attempt(shard, plan, upstream, (started_ns, until), &mut upload, &mut interim).await;
     cancelled.armed = false;
-    shard.upstreams[upstream as usize].judge(trial, &result.as_ref().map(|(_, head, ..)| head.status).map_err(|f| *f));
-    let elapsed = Duration::from_nanos(clock::mono_ns().saturating_sub(started_ns));
+    let status = result.as_ref().map(|(reached, _)| reached.head.status).map_err(|failure| *failure);
+    shard.upstreams[upstream as usize].judge(trial, &status);
+    let ended_ns = result.as_ref().map_or_else(|_| clock::mono_ns(), |(reached, _)| reached.answered_ns);
+    let elapsed = Duration::from_nanos(ended_ns.saturating_sub(started_ns));
     let label = match &result {
-        Ok((_, head, ..)) if head.status >= 500 => FetchResult::ServerError,
+        Ok((reached, _)) if reached.head.status >= 500 => FetchResult::ServerError,
         Ok(_) => FetchResult::Ok,
         Err(failure) => result_of(*failure),
     };
     shard.telemetry.fetch_done(upstream as usize, plan.kind, label, elapsed);
     slot.end.set(match (&result, label) {
         // A server that says that it cannot at all says so fast.
-        (Ok((_, head, ..)), _) if matches!(head.status, 502..=504) => SlotEnd::Failed,
+        (Ok((reached, _)), _) if matches!(reached.head.status, 502..=504) => SlotEnd::Failed,
         (Ok(_), _) => SlotEnd::Answered { head_ms: u32::try_from(elapsed.as_millis()).unwrap_or(u32::MAX) },
         (_, FetchResult::Refused | FetchResult::Timeout | FetchResult::Reset) => SlotEnd::Failed,
         _ => SlotEnd::Unknown,
     });
-    let (conn, head, head_buf, request_sent, place) = result?;
+    let (Reached { conn, head, head_buf, request_sent, answered_ns }, place) = result?;
     let body = BodyReader::new(head.body);
     // What follows a 101 is a tunnel, which lasts as long as its two ends like.
-    let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: clock::mono_ns() };
+    let clock = || BodyClock { shard: Rc::clone(shard), upstream, from_ns: answered_ns, until_ns: None };
     let body_clock = (head.status != 101).then(clock);
     Ok(Exchange {
         conn,
@@ -210,9 +226,10 @@ async fn go(
         request_sent,
         slot,
         place,
-        _body_clock: body_clock,
+        body_clock,
         started_mono_ms,
         timing: plan.timing.get(),
+        answered_ns,
         end: None,
     })
 }
@@ -292,26 +309,32 @@ async fn acquire(shard: &Rc<Shard>, upstream: u16, plan: &Plan<'_>) -> Result<Sl
     Ok(SlotGuard { shard: Rc::clone(shard), upstream, held, end: Cell::new(SlotEnd::Unknown) })
 }
 
-type Reached = (UpstreamConn, ResponseHead, Vec<u8>, bool);
-type Answer = (UpstreamConn, ResponseHead, Vec<u8>, bool, Place);
+/// A server has begun to answer.
+struct Reached {
+    conn: UpstreamConn,
+    head: ResponseHead,
+    head_buf: Vec<u8>,
+    request_sent: bool,
+    answered_ns: u64,
+}
 
 async fn attempt(
     shard: &Rc<Shard>,
     plan: &Plan<'_>,
     upstream: u16,
-    until_mono_ms: u64,
+    (mut now_ns, until_mono_ms): (u64, u64),
     upload: &mut Option<Upload<'_>>,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
-) -> Result<Answer, Failure> {
+) -> Result<(Reached, Place), Failure> {
     let this = &shard.upstreams[upstream as usize];
     this.deposit();
     let mut retries_left = shard.common.config.upstreams[upstream as usize].retries;
     let mut tried = Vec::new();
-    let mut next = this.pick(&tried, shard.random(), shard.mono_ms()).ok_or(pool::UNREACHABLE)?;
+    let mut next = this.pick(&tried, shard.random(), now_ns / 1_000_000).ok_or(pool::UNREACHABLE)?;
     loop {
         let place = Place::take(shard, upstream, next);
-        let trouble = match reach(shard, plan, &place, until_mono_ms, upload, interim).await {
-            Ok((conn, head, head_buf, sent)) => return Ok((conn, head, head_buf, sent, place)),
+        let trouble = match reach(shard, plan, &place, (now_ns, until_mono_ms), upload, interim).await {
+            Ok(reached) => return Ok((reached, place)),
             Err(trouble) => trouble,
         };
         drop(place);
@@ -319,8 +342,9 @@ async fn attempt(
         let attempted = Attempted { idempotent: plan.query.head.method.is_idempotent(), body_used, retries_left };
         let Verdict::Again { paid } = retry::verdict(trouble.loss, attempted) else { return Err(trouble.failure) };
         tried.push(next);
-        match this.pick(&tried, shard.random(), shard.mono_ms()) {
-            Some(other) if shard.mono_ms() < until_mono_ms && upstream::may_retry(shard, upstream, paid) => {
+        now_ns = clock::mono_ns();
+        match this.pick(&tried, shard.random(), now_ns / 1_000_000) {
+            Some(other) if now_ns / 1_000_000 < until_mono_ms && upstream::may_retry(shard, upstream, paid) => {
                 next = other
             }
             _ => return Err(trouble.failure),
@@ -334,15 +358,15 @@ async fn reach(
     shard: &Rc<Shard>,
     plan: &Plan<'_>,
     place: &Place,
-    until_mono_ms: u64,
+    (now_ns, until_mono_ms): (u64, u64),
     upload: &mut Option<Upload<'_>>,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Reached, Trouble> {
     let upstream = place.upstream;
     let config = &shard.common.config.upstreams[upstream as usize];
     let this = &shard.upstreams[upstream as usize];
-    if let Some(conn) = this.pool.take(place.server, config.idle_timeout.as_millis() as u64, shard.mono_ms()) {
-        match converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await {
+    if let Some(conn) = this.pool.take(place.server, config.idle_timeout.as_millis() as u64, now_ns / 1_000_000) {
+        match converse(shard, plan, upstream, conn, (now_ns, until_mono_ms), upload, interim).await {
             // RFC 9110 §9.2.2, RFC 9112 §9.3.1: a connection that died before a byte of the answer came is tried once more, if
             // the method is idempotent and no body was used up. It says nothing of the server, which may close what is idle.
             Err(Trouble { failure: CLOSED, loss: Loss::Unanswered })
@@ -355,10 +379,11 @@ async fn reach(
     let addr = this.addr(place.server).ok_or(Trouble { failure: pool::UNREACHABLE, loss: Loss::Unsent })?;
     let from_ns = clock::mono_ns();
     let connected = pool::connect(shard, place.server, &addr, config.connect_timeout.min(left)).await;
-    let connect = Some(phase_took(shard, upstream, Phase::Connect, from_ns));
+    let connected_ns = clock::mono_ns();
+    let connect = Some(phase_took(shard, upstream, Phase::Connect, from_ns, connected_ns));
     plan.timing.set(Timing { connect, ..plan.timing.get() });
     let result = match connected {
-        Ok(conn) => converse(shard, plan, upstream, conn, until_mono_ms, upload, interim).await,
+        Ok(conn) => converse(shard, plan, upstream, conn, (connected_ns, until_mono_ms), upload, interim).await,
         Err(failure) => Err(Trouble { failure, loss: Loss::Unsent }),
     };
     observed(place, result)
@@ -366,9 +391,10 @@ async fn reach(
 
 /// Tells what an attempt has shown of its server.
 fn observed(place: &Place, result: Result<Reached, Trouble>) -> Result<Reached, Trouble> {
-    let status = result.as_ref().map(|(_, head, ..)| head.status).map_err(|trouble| trouble.failure);
+    let status = result.as_ref().map(|reached| reached.head.status).map_err(|trouble| trouble.failure);
     if let Some(ok) = is_well(&status) {
-        place.observe(if ok { Sign::Success } else { Sign::Failure });
+        let now_ns = result.as_ref().map_or_else(|_| clock::mono_ns(), |reached| reached.answered_ns);
+        place.observe(if ok { Sign::Success } else { Sign::Failure }, now_ns / 1_000_000);
     }
     result
 }
@@ -394,7 +420,7 @@ async fn converse(
     plan: &Plan<'_>,
     upstream: u16,
     mut conn: UpstreamConn,
-    until_mono_ms: u64,
+    (from_ns, until_mono_ms): (u64, u64),
     upload: &mut Option<Upload<'_>>,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<Reached, Trouble> {
@@ -418,10 +444,9 @@ async fn converse(
             trace: plan.trail.as_ref().map_or(Trace::PassedOn, |trail| trail.trace()),
         },
     );
-    let from_ns = clock::mono_ns();
     let deadline = conn.source.deadline;
     conn.source.until_mono_ms = until_mono_ms;
-    let by = (shard.mono_ms() + first_byte_ms).min(until_mono_ms);
+    let by = (from_ns / 1_000_000 + first_byte_ms).min(until_mono_ms);
     let (result, out) = conn.write.write_all(out, 0, || shard.deadlines.arm(deadline, by, Expiry::Both)).await;
     shard.put_buffer(out);
     // An upstream that does not take the request may have answered it all the same (an early error): so read on.
@@ -456,10 +481,11 @@ async fn converse(
         }
         _ => read_head(shard, &mut conn.source, plan, Waiting::Until(by), interim).await,
     };
-    let first_byte = phase_took(shard, upstream, Phase::FirstByte, from_ns);
+    let answered_ns = clock::mono_ns();
+    let first_byte = phase_took(shard, upstream, Phase::FirstByte, from_ns, answered_ns);
     plan.timing.set(Timing { first_byte, ..plan.timing.get() });
     let (head, head_buf) = answer?;
-    Ok((conn, head, head_buf, request_sent))
+    Ok(Reached { conn, head, head_buf, request_sent, answered_ns })
 }
 
 /// Until when to wait for the head of the response.
@@ -477,7 +503,7 @@ async fn read_head(
     waiting: Waiting,
     interim: &mut impl FnMut(&ResponseHead, &[u8]),
 ) -> Result<(ResponseHead, Vec<u8>), Trouble> {
-    let mut head = ResponseHead::new();
+    let (mut head, mut head_buf) = shard.take_response_head();
     let mut interims = 0;
     let mut loss = Loss::Unanswered;
     loop {
@@ -495,7 +521,8 @@ async fn read_head(
                     continue;
                 }
                 Ok(Parsed::Complete) => {
-                    let head_buf = bytes[..head.head_len].to_vec();
+                    head_buf.clear();
+                    head_buf.extend_from_slice(&bytes[..head.head_len]);
                     source.consume(head.head_len);
                     return accept(plan, head, head_buf);
                 }

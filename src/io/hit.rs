@@ -89,7 +89,7 @@ pub fn answer(
         let start = out.len();
         let Some(Answer { route, object, rest: body, keep }) = try_hit(shard, &head, rest, from, out, now_mono_ms)
         else {
-            return (taken, Next::Slow(std::mem::take(&mut head)));
+            return (taken, Next::Slow(std::mem::replace(&mut *head, shard.take_request_head())));
         };
         answered.0.push(match shard.journal() {
             None => Hit::untold(route),

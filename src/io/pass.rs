@@ -7,6 +7,7 @@ use super::exchange::{CUT, Exchange};
 use super::fetch::{Flight, Stage};
 use super::tunnel::{self, Side};
 use crate::base::outcome::Outcome;
+use crate::base::time::Now;
 use crate::http::chunked;
 use crate::http::encode::{self, Respond};
 use crate::http::fields::FieldId;
@@ -30,12 +31,12 @@ fn towards_client(length: BodyLength, minor: u8) -> BodyLength {
 }
 
 /// Writes the head, framed for this client; returns the framing.
-async fn write_head(
+fn write_head(
     client: &mut Client,
     request: &mut Request,
     (head, head_buf): (&ResponseHead, &[u8]),
     length: BodyLength,
-    (outcome, status): (Outcome, &[u8]),
+    (outcome, status, now): (Outcome, &[u8], Now),
     out: &mut Vec<u8>,
 ) -> BodyLength {
     let shard = Rc::clone(&client.shard);
@@ -45,11 +46,12 @@ async fn write_head(
     // RFC 9112 §9.3: what is left of the request's body would be taken for the next request.
     request.keep =
         request.keep && body != BodyLength::UntilClose && request.body.is_done() && !tunnel && !shard.draining.get();
-    let mut cache_status = Vec::with_capacity(name.len() + status.len());
+    let mut cache_status = shard.scratch.borrow_mut();
+    cache_status.clear();
     cache_status.extend_from_slice(name.as_bytes());
     cache_status.extend_from_slice(status);
     let timing = if tunnel { None } else { client.timing(request, outcome) };
-    shard.with_date(shard.now(), |date| {
+    shard.with_date(now, |date| {
         encode::response(
             out,
             &Respond {
@@ -118,8 +120,8 @@ pub async fn respond(
     let head = std::mem::take(&mut exchange.head);
     let head_buf = std::mem::take(&mut exchange.head_buf);
     request.fetched = Some(exchange.timing);
-    let told = (Outcome::Pass, status);
-    let framing = write_head(client, &mut request, (&head, &head_buf), head.body, told, &mut out).await;
+    let told = (Outcome::Pass, status, shard.now_at(exchange.answered_ns));
+    let framing = write_head(client, &mut request, (&head, &head_buf), head.body, told, &mut out);
     exchange.head.keep_alive = head.keep_alive;
     if head.status == 101 {
         exchange.conn.source.until_mono_ms = u64::MAX;
@@ -132,11 +134,12 @@ pub async fn respond(
         frame(&mut out, &prefix, framing);
     }
     let endless = is_endless(&head, &head_buf);
+    (exchange.head, exchange.head_buf) = (head, head_buf);
     let outcome = stream(client, &request, &mut exchange, out, framing, endless).await?;
     match outcome {
         Ok(()) => {
-            exchange.finish();
-            client.done(&request, Outcome::Pass);
+            let now_ns = exchange.finish();
+            client.done_at(&request, Outcome::Pass, now_ns);
             Ok(request.keep)
         }
         Err(error) => {
@@ -253,8 +256,8 @@ pub async fn stream_flight(
     let mut out = client.shard.take_buffer();
     let parsed = (&head.0, head.1.as_slice());
     let status = flight.fwd.and("; stored");
-    let told = (Outcome::Miss, &*status);
-    let framing = write_head(client, &mut request, parsed, head.0.body, told, &mut out).await;
+    let told = (Outcome::Miss, &*status, client.shard.now());
+    let framing = write_head(client, &mut request, parsed, head.0.body, told, &mut out);
     let mut sent = 0;
     loop {
         let step = match next_step(flight, sent) {
@@ -309,8 +312,8 @@ pub async fn stream_flight(
                     cut(client);
                     return Ok(false);
                 }
-                exchange.finish();
-                client.done(&request, Outcome::Pass);
+                let now_ns = exchange.finish();
+                client.done_at(&request, Outcome::Pass, now_ns);
                 return Ok(request.keep);
             }
         }

@@ -61,21 +61,22 @@ impl Replies {
         None
     }
 
+    /// The reply if it is there already, which closes the place.
+    pub fn take(&self, token: Token) -> Option<Reply> {
+        let mut places = self.places.borrow_mut();
+        let reply = places[token.slot as usize].reply.take()?;
+        places.remove(token.slot as usize);
+        Some(reply)
+    }
+
     /// Waits for the reply and closes the place.
     pub async fn wait(&self, token: Token) -> Reply {
         poll_fn(|cx| {
-            let mut places = self.places.borrow_mut();
-            let place = &mut places[token.slot as usize];
-            match place.reply.take() {
-                Some(reply) => {
-                    places.remove(token.slot as usize);
-                    Poll::Ready(reply)
-                }
-                None => {
-                    place.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
+            if let Some(reply) = self.take(token) {
+                return Poll::Ready(reply);
             }
+            self.places.borrow_mut()[token.slot as usize].waker = Some(cx.waker().clone());
+            Poll::Pending
         })
         .await
     }
@@ -105,5 +106,22 @@ impl Replies {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_taken_once_it_is_there_and_its_place_closed() {
+        let replies = Replies::default();
+        let token = replies.open(Leftover::Lease);
+        assert!(replies.take(token).is_none(), "nobody has answered yet");
+        assert_eq!(replies.len(), 1, "it may still be waited for");
+        assert!(replies.deliver(token, Reply::Alone).is_none());
+        assert!(matches!(replies.take(token), Some(Reply::Alone)));
+        assert!(replies.is_empty());
+        assert!(replies.deliver(token, Reply::Alone).is_none(), "what comes to a closed place is dropped");
     }
 }

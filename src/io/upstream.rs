@@ -163,13 +163,13 @@ impl Place {
     }
 
     /// What the request has shown of its server.
-    pub fn observe(&self, sign: Sign) {
+    pub fn observe(&self, sign: Sign, now_mono_ms: u64) {
         let (shard, at) = (&self.shard, self.upstream as usize);
         let mut fleet = shard.upstreams[at].fleet.borrow_mut();
         let Some(member) = fleet.members().iter().find(|member| member.id == self.server) else { return };
         let server = member.endpoint.server as usize;
         shard.telemetry.server_done(at, server, sign == Sign::Success);
-        if fleet.observe(self.server, sign, shard.mono_ms()) {
+        if fleet.observe(self.server, sign, now_mono_ms) {
             shard.telemetry.server_ejected(at, server);
             let config = &shard.common.config.upstreams[at];
             let addr = &config.servers[server];

@@ -71,8 +71,10 @@ impl Query {
         peer: Option<IpAddr>,
         trusted: bool,
     ) -> Self {
-        let mut bytes = Vec::with_capacity(head.host.len() + head.target.len() + 64);
         let credentials = per_credential.then(|| head.view(&buf));
+        // Exactly, where there are no credentials: what is left over would have to be given back.
+        let more = if per_credential { 64 } else { 0 };
+        let mut bytes = Vec::with_capacity(head.host.len() + head.target.len().max(1) + more);
         key::write(&mut bytes, &head.host, head.target.of(&buf), credentials);
         let hash = key::hash(hasher, &bytes);
         let directives = RequestDirectives::of(head.view(&buf));

@@ -1,4 +1,5 @@
-"""What a hit asks of the kernel, seen with strace: one operation to read and one to write, and a pipelined batch answered at once."""
+"""What hits and passes ask of the kernel, seen with strace. A hit: one operation to read and one to write, and a pipelined batch answered
+at once. A pass: the same on both sides, and a look at whether the upstream's connection is still quiet."""
 
 import re
 import shutil
@@ -24,6 +25,10 @@ path = "/"
 upstream = "app"
 [routes.cache]
 ttl = "1h"
+[[routes]]
+path = "/private"
+upstream = "app"
+cache = false
 """
 
 REQUEST = b"GET /object HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -49,21 +54,33 @@ def answers_to(client, count):
     return answers
 
 
+def passes(client, count):
+    """So many requests one after the other, each passed on."""
+    for _ in range(count):
+        client.sendall(b"GET /private HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(BODY):
+            got = client.recv(1 << 20)
+            assert got, "closed"
+            answer += got
+        assert b"fwd=bypass" in answer
+
+
 def hits(client, count):
     assert answers_to(client, count).count(b"Cache-Status: pilotlight; hit") == count
 
 
-def traced(gateway, trace, rounds, count):
+def traced(gateway, trace, rounds, count, ask=hits):
     """The system calls of the shard while a client asks for so many hits, so many times."""
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answers_to(client, 1)
         for _ in range(20):
-            hits(client, count)
+            ask(client, count)
         time.sleep(0.2)
         before = trace.stat().st_size
         for _ in range(rounds):
-            hits(client, count)
+            ask(client, count)
         time.sleep(0.2)
         text = trace.read_bytes()[before:].decode(errors="replace")
     # A call that another thread's interrupted is shown twice; its arguments stand at the first.
@@ -114,3 +131,20 @@ def test_one_read_and_one_write_on_epoll(run, tmp_path):
             # monoio tries before it waits, so each read that waits is seen twice.
             assert HITS <= len(reads) - len(empty) <= 1.02 * HITS + 10, (count, len(reads), len(empty))
             assert len(empty) <= 1.02 * HITS + 10, (count, len(empty))
+
+
+def test_four_operations_and_a_look_for_a_pass(run):
+    start, trace = run
+    with start(str(binary())) as gateway:
+        driver = gateway.status()["shards"][0]["driver"]
+        assert driver.startswith("io_uring"), driver
+        lines = traced(gateway, trace, HITS, 1, passes)
+        enters = [int(m[1]) for line in lines if (m := re.search(r"io_uring_enter\(\d+, (\d+),", line))]
+        looks = [line for line in lines if "MSG_PEEK" in line]
+        others = [line for line in lines if "io_uring_enter" not in line and "MSG_PEEK" not in line]
+        # Reading and writing on both sides, and nothing else but a few ticks.
+        assert 3.9 * HITS <= sum(enters) <= 4.1 * HITS + 10, sum(enters)
+        assert len(enters) <= 4.2 * HITS + 40, len(enters)
+        # An answer that nobody asked for must be seen before a connection is used again, and each look costs a system call.
+        assert HITS <= len(looks) <= 1.02 * HITS + 10, len(looks)
+        assert len(others) <= 10, others[:10]
