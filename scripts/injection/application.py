@@ -1,4 +1,5 @@
-"""A small application for gunicorn whose bodies prove themselves: `?slow=SECONDS` makes it slow, `/…/kept/…` is fresh for a second."""
+"""A small application for gunicorn whose bodies prove themselves: `?slow=SECONDS` makes it slow, `/…/kept/…` is fresh
+for a second."""
 
 import time
 import urllib.parse

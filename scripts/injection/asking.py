@@ -13,7 +13,8 @@ from . import bodies
 
 @dataclass
 class Outcome:
-    """`label` is a status, with the reason where the gateway made the answer; or `cut` (after a head), `closed`, `reset`, `late`."""
+    """`label` is a status, with the reason where the gateway made the answer; or `cut` (after a head), `closed`,
+    `reset`, `late`."""
 
     label: str
     took_s: float
@@ -81,6 +82,8 @@ def ask(port: int, url: str, deadline_s: float, *fields: str, method: str = "GET
             client.send(request(url, *fields, method=method, body=body))
             return outcome(client, url, started, method)
     except TimeoutError:
-        return Outcome("late", time.monotonic() - started, f"{url}: the gateway did not take the request in {deadline_s:.1f} s")
+        return Outcome(
+            "late", time.monotonic() - started, f"{url}: the gateway did not take the request in {deadline_s:.1f} s"
+        )
     except OSError as error:
         return Outcome(type(error).__name__, time.monotonic() - started, f"{url}: {error}")

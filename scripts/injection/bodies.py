@@ -1,5 +1,6 @@
-"""Bodies that prove themselves: the first line names the URL, the version and the length, and the rest follows from that line. So
-a truncated body, another URL's and a damaged one are all told from the right one, by whoever knows what was asked for."""
+"""Bodies that prove themselves: the first line names the URL, the version and the length, and the rest follows from
+that line. So a truncated body, another URL's and a damaged one are all told from the right one, by whoever knows what
+was asked for."""
 
 import hashlib
 from collections.abc import Iterator

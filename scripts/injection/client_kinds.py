@@ -74,8 +74,8 @@ def never_reads(round: Round) -> tuple[list[Outcome], list[str]]:
         url, started = pass_url(round, number), time.monotonic()
         client = asking.connect(round.rig.port, DEADLINE_S, receive_buffer=4096)
         client.send(asking.request(url))
-        # A reset shows without reading; and nothing less will do, or the kernel would keep megabytes for a client that has no use for
-        # them.
+        # A reset shows without reading; and nothing less will do, or the kernel would keep megabytes for a client
+        # that has no use for them.
         watch = select.poll()
         watch.register(client.sock, 0)
         watch.poll(DEADLINE_S * 1000)
@@ -167,7 +167,12 @@ KINDS = [
     Kind("client resets within the answer", resets_within_the_answer, (LEFT,)),
     Kind("client never reads", never_reads, ("cut", "reset"), at_once=5, few=3),
     Kind("client drips its request", drips_a_request, ("408 header_timeout",), at_once=25),
-    Kind("client leaves the queue", leaves_the_queue, (LEFT, "200", "503 upstream_overloaded", "503 upstream_queue_timeout"), at_once=4),
+    Kind(
+        "client leaves the queue",
+        leaves_the_queue,
+        (LEFT, "200", "503 upstream_overloaded", "503 upstream_queue_timeout"),
+        at_once=4,
+    ),
     Kind("upload stops", upload_stops, ("408 request_body_timeout",), at_once=20),
     Kind("upload is reset", upload_resets, (LEFT,)),
 ]

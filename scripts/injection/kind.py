@@ -64,7 +64,9 @@ def jitter(seconds: float) -> float:
     return random.uniform(0, seconds)
 
 
-def inject(rig: Rig, kind: Kind, numbers: list[int], workers: ThreadPoolExecutor, scale: float) -> tuple[list, list[str]]:
+def inject(
+    rig: Rig, kind: Kind, numbers: list[int], workers: ThreadPoolExecutor, scale: float
+) -> tuple[list, list[str]]:
     """All injections of a kind, in rounds; outcomes and violations."""
     outcomes, violations = [], []
     for start in range(0, len(numbers), kind.at_once):

@@ -68,7 +68,8 @@ def kill(round: Round, number: int, gunicorn: Gunicorn) -> list[Outcome]:
 
 
 def no_descriptors(round: Round) -> tuple[list[Outcome], list[str]]:
-    """New clients wait until there are descriptors again; who is connected and asks for what is stored notices nothing."""
+    """New clients wait until there are descriptors again; who is connected and asks for what is stored notices
+    nothing."""
     rig, outcomes, urls = round.rig, [], []
     for number in round.numbers:
         stored, missing = f"/wire/{number}/stored", round.url(number, "shut")
@@ -99,9 +100,13 @@ def no_descriptors(round: Round) -> tuple[list[Outcome], list[str]]:
 
 
 class Clock:
-    """libfaketime within the gateway, told by a file. Only the wall clock: the monotonic one cannot be set on any system."""
+    """libfaketime within the gateway, told by a file. Only the wall clock: the monotonic one cannot be set on any
+    system."""
 
-    LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1")
+    LIBRARIES = (
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+        "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    )
 
     def __init__(self, directory: str):
         self.path = Path(directory) / "clock"
@@ -127,8 +132,8 @@ class Clock:
 
 
 def clock_steps(round: Round) -> tuple[list[Outcome], list[str]]:
-    """The wall clock goes an hour forward or back, and later returns. What is stored stays fresh and ages by seconds, what has ended
-    stays so; the date shows that the step was real."""
+    """The wall clock goes an hour forward or back, and later returns. What is stored stays fresh and ages by seconds,
+    what has ended stays so; the date shows that the step was real."""
     rig, outcomes, urls = round.rig, [], []
     for number in round.numbers:
         step = STEP_S if number % 4 < 2 else -STEP_S
@@ -205,6 +210,13 @@ APPLICATIONS = 5
 KINDS = [
     Kind("application stopped", stops, ("200", "504 *"), at_once=APPLICATIONS, few=2, alone=True),
     Kind("application killed", kills, ("200", "cut", "502 *"), at_once=APPLICATIONS, few=2, alone=True),
-    Kind("no descriptors", no_descriptors, ("200", "502 *", "503 *"), disturbs=("pass", "miss", "large"), few=3, alone=True),
+    Kind(
+        "no descriptors",
+        no_descriptors,
+        ("200", "502 *", "503 *"),
+        disturbs=("pass", "miss", "large"),
+        few=3,
+        alone=True,
+    ),
     Kind("wall clock steps", clock_steps, ("200",), alone=True, clock=True),
 ]

@@ -1,4 +1,5 @@
-"""Whether scripts/faults would notice: each promise is broken on purpose, once, and must be reported with the right words."""
+"""Whether scripts/faults would notice: each promise is broken on purpose, once, and must be reported with the right
+words."""
 
 import re
 import signal
@@ -114,7 +115,10 @@ MUTANTS = {
         with_origin(answers(lambda talk: bodies.make("/wire/another", 1, 2000))),
         r"got the body of /wire/another",
     ),
-    "a truncated body, called complete": (with_origin(answers(lambda talk: talk.body()[:-1])), r"got 1999 bytes of 2000"),
+    "a truncated body, called complete": (
+        with_origin(answers(lambda talk: talk.body()[:-1])),
+        r"got 1999 bytes of 2000",
+    ),
     "a damaged body": (
         with_origin(answers(lambda talk: talk.body()[:-1] + b"?")),
         r"got a damaged body",
@@ -126,10 +130,13 @@ MUTANTS = {
     "a neighbour's wrong body": (spoilt_neighbours("body"), r"a neighbour: .*got the body of /steady/pass/elsewhere"),
     "a neighbour's truncated body": (spoilt_neighbours("short"), r"a neighbour: .* bytes of "),
     "neighbours that are delayed": (stalled_shards, r"the neighbours' slowest was "),
-    "a connection and its descriptor kept": (kept_connection, r"descriptors \d+ instead of \d+, connections \d+ instead of \d+"),
+    "a connection and its descriptor kept": (
+        kept_connection,
+        r"descriptors \d+ instead of \d+, connections \d+ instead of \d+",
+    ),
     "requests, slots, waiters and a queue kept": (
         hanging_requests,
-        r"waiters \d+ instead of 0, in_flight \d+ instead of 0, at_servers \d+ instead of 0, queued \d+ instead of 0, slots \d+ instead of 0",
+        r", ".join(rf"{name} \d+ instead of 0" for name in ("waiters", "in_flight", "at_servers", "queued", "slots")),
     ),
     "more memory than allowed": (no_memory_allowed, r"resident \d+ MiB"),
     "a panic in the log": (panics, r"the log tells of a panic"),

@@ -141,9 +141,16 @@ class Gunicorn:
 
 
 class Rig:
-    """All of it, for as long as the block lasts. `wire` and `shut` are origins for faults, `narrow` is one with few slots."""
+    """All of it, for as long as the block lasts. `wire` and `shut` are origins for faults, `narrow` is one with few
+    slots."""
 
-    def __init__(self, rate: float, gunicorns: int = 0, mix: dict[str, float] | None = None, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        rate: float,
+        gunicorns: int = 0,
+        mix: dict[str, float] | None = None,
+        environment: dict[str, str] | None = None,
+    ):
         self.rate, self.count, self.mix, self.environment = rate, gunicorns, mix or MIX, environment
 
     def __enter__(self) -> "Rig":
@@ -186,4 +193,3 @@ class Rig:
     @property
     def port(self) -> int:
         return self.gateway.port
-

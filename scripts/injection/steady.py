@@ -1,8 +1,9 @@
 """The load beside the faults, in a process of its own: steady.py RATE MIX
 
-MIX is JSON, class to weight. Every request starts at its time, whatever became of the others, and is counted from then on; every answer
-is held to the body that its URL implies. The origin of these requests is here too, and healthy. Prints `origin PORT` first, and then
-obeys lines: `start PORT ADMIN`, `take` (a line of JSON: what was seen since the last one), `pause` (answers when nothing is under way), `resume`.
+MIX is JSON, class to weight. Every request starts at its time, whatever became of the others, and is counted from
+then on; every answer is held to the body that its URL implies. The origin of these requests is here too, and healthy.
+Prints `origin PORT` first, and then obeys lines: `start PORT ADMIN`, `take` (a line of JSON: what was seen since the
+last one), `pause` (answers when nothing is under way), `resume`.
 
 `idle` in the mix is no weight but a number of connections that are held open and say nothing.
 """
@@ -60,7 +61,7 @@ class Origin:
         if self.spoil == "short":
             body = body[:-7]
         lifetime = {"pass": "no-store", "hit": "max-age=86400", "purged": "max-age=86400"}.get(kind, "max-age=30")
-        fields = f"Cache-Control: {lifetime}\r\nETag: \"{url}\"\r\nContent-Length: {len(body)}\r\n"
+        fields = f'Cache-Control: {lifetime}\r\nETag: "{url}"\r\nContent-Length: {len(body)}\r\n'
         return f"HTTP/1.1 200 OK\r\n{fields}\r\n".encode() + body
 
 
@@ -144,11 +145,16 @@ class Load:
         for _ in range(int(self.mix.pop("idle", 0))):
             self.held.append((await asyncio.open_connection("127.0.0.1", self.port))[1])
         total = sum(self.mix.values())
-        # What is slow by its nature has a connection of its own, and so have hits, or they would delay what comes after them.
+        # What is slow by its nature has a connection of its own, and so have hits, or they would delay what comes
+        # after them.
         apart = {name: weight for name, weight in self.mix.items() if name in APART}
         others = {name: weight for name, weight in self.mix.items() if name not in APART and name != "hit"}
         start = time.monotonic() + 0.1
-        for mix, workers in [({"hit": self.mix["hit"]}, WORKERS), (others, WORKERS), *(({name: weight}, 1) for name, weight in apart.items())]:
+        for mix, workers in [
+            ({"hit": self.mix["hit"]}, WORKERS),
+            (others, WORKERS),
+            *(({name: weight}, 1) for name, weight in apart.items()),
+        ]:
             rate = self.rate * sum(mix.values()) / total
             for worker in range(workers):
                 work = self.work(start + worker / rate, mix, worker / workers, workers / rate)
@@ -190,7 +196,8 @@ class Load:
         while self.under_way:
             await asyncio.sleep(0.005)
 
-    # One method for each class of the mix -----------------------------------------------------------------------------------
+    # One method for each class of the mix
+    # -----------------------------------------------------------------------------------
 
     async def whole(self, connection: Connection, url: str, *fields: str, slowly: bool = False) -> None:
         if self.doomed:

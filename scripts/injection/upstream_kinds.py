@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-from . import asking
 from .asking import Outcome
 from .kind import Kind, Round, jitter
 from .rig import DEADLINE_S
@@ -125,8 +124,8 @@ def lets_in(mode: str):
 
 
 def spoils_the_pool(spoil: Callable[[Talk], None]):
-    """The answer is right, and its connection is spoilt when the gateway has just put it into its pool. The next request comes at
-    the same moment, or finds that the connection ends as it uses it."""
+    """The answer is right, and its connection is spoilt when the gateway has just put it into its pool. The next
+    request comes at the same moment, or finds that the connection ends as it uses it."""
 
     def run(round: Round) -> tuple[list[Outcome], list[str]]:
         def answer(talk: Talk) -> None:
@@ -195,7 +194,8 @@ def answers_early(round: Round) -> tuple[list[Outcome], list[str]]:
     return outcomes, urls
 
 
-# A response that began may break off: then it ends in a way that nobody takes for its end, or nothing of it was sent yet.
+# A response that began may break off: then it ends in a way that nobody takes for its end, or nothing of it was sent
+# yet.
 BROKEN = ("cut", "closed", "reset", "502 *")
 
 KINDS = [
@@ -215,7 +215,12 @@ KINDS = [
     Kind("silence before the head", does(says(nothing, hold)), ("504 upstream_timeout",)),
     Kind("silence within the body", does(says(half, hold)), (*BROKEN, "504 *")),
     Kind("dripping head", does(drip(lambda talk: talk.head(FRESH, "X: " + "x" * 200), 0.1)), ("504 *",)),
-    Kind("dripping body", does(drip(lambda talk: talk.head(FRESH, "Content-Length: 2000") + talk.body(), 0.1)), (*BROKEN, "504 *"), at_once=25),
+    Kind(
+        "dripping body",
+        does(drip(lambda talk: talk.head(FRESH, "Content-Length: 2000") + talk.body(), 0.1)),
+        (*BROKEN, "504 *"),
+        at_once=25,
+    ),
     Kind("endless head", does(endless_head), ("502 *",)),
     Kind("flood of 1xx", does(interim_flood), ("502 upstream_interim_flood",)),
     Kind("FIN on an idle connection", spoils_the_pool(fin), ("200",), few=8),

@@ -11,8 +11,8 @@ from harness import Gateway, get, parse_metrics
 from .rig import Rig
 
 MIB = 1 << 20
-# As much as the cache may hold, since the allocator takes its time to give back what is purged; and buffers that are kept for the
-# next such day.
+# As much as the cache may hold, since the allocator takes its time to give back what is purged; and buffers that are
+# kept for the next such day.
 RSS_SLACK_BYTES = (16 + 32) * MIB
 RECOVERY_S = 15.0
 
@@ -118,7 +118,9 @@ def shrunk(gateway: Gateway, base: Vitals) -> list[str]:
     end = time.monotonic() + RECOVERY_S
     while gateway.rss_bytes() > base.rss_bytes + RSS_SLACK_BYTES:
         if time.monotonic() > end:
-            return [f"resident {gateway.rss_bytes() / MIB:.0f} MiB {RECOVERY_S:.0f} s later, {base.rss_bytes / MIB:.0f} MiB at first"]
+            return [
+                f"resident {gateway.rss_bytes() / MIB:.0f} MiB {RECOVERY_S:.0f} s later, {base.rss_bytes / MIB:.0f} MiB at first"
+            ]
         time.sleep(0.03)
     return []
 

@@ -1,4 +1,5 @@
-"""An origin that speaks raw bytes, and does to each URL what was arranged for it. What nothing was arranged for gets its right body.
+"""An origin that speaks raw bytes, and does to each URL what was arranged for it. What nothing was arranged for gets
+its right body.
 
 One thread for each connection. What must not be here: what should come of a fault.
 """
@@ -98,7 +99,8 @@ def after(seconds: float, then: Handler = good) -> Handler:
 
 
 class Wire:
-    """Listens on 127.0.0.1 as its mode says: `serve`, `refuse` (closed), `hole` (nobody is let in), `reset` (at once)."""
+    """Listens on 127.0.0.1 as its mode says: `serve`, `refuse` (closed), `hole` (nobody is let in), `reset` (at
+    once)."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -127,7 +129,8 @@ class Wire:
             self.served[url] += 1
             return self.served[url]
 
-    # Who is let in -------------------------------------------------------------------------------------------------------
+    # Who is let in
+    # -------------------------------------------------------------------------------------------------------
 
     def set_mode(self, mode: str) -> None:
         if mode == self.mode:

@@ -94,7 +94,9 @@ def panel(
     drawing.line(LEFT, bottom, RIGHT, bottom, "axis")
     for colour, track in tracks.values():
         points = " ".join(f"{x(at_s):.1f},{y(value):.1f}" for at_s, value in track)
-        drawing.add(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>')
+        drawing.add(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>'
+        )
 
 
 def thinned(track: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -44,7 +44,10 @@ def test_an_upload_that_stops_is_the_clients_fault(origin):
             client.sock.close()
         assert gateway.get("/fine").status == 200
         metrics = wait_until(
-            lambda: m if (m := gateway.metrics()).sum("pilotlight_upstream_server_requests_total", result="ok") else None, 5
+            lambda: (
+                m if (m := gateway.metrics()).sum("pilotlight_upstream_server_requests_total", result="ok") else None
+            ),
+            5,
         )
         assert metrics.sum("pilotlight_upstream_server_requests_total", result="failed") == 0
         assert metrics.sum("pilotlight_upstream_server_ejections_total") == 0
