@@ -112,7 +112,8 @@ impl Share {
 /// A hit that is answered and not written yet: its route, and what is needed to tell of it.
 pub struct Hit {
     pub route: u16,
-    status: u16,
+    /// The digits, as they were written: they become a number when it is told of.
+    status: [u8; 3],
     method: Method,
     sent_bytes: u64,
     arrived_mono_ms: u64,
@@ -126,7 +127,15 @@ impl Hit {
     /// One of which nothing is told.
     #[must_use]
     pub fn untold(route: u16) -> Self {
-        Self { route, status: 0, method: Method::Get, sent_bytes: 0, arrived_mono_ms: 0, object: None, trace: None }
+        Self {
+            route,
+            status: *b"000",
+            method: Method::Get,
+            sent_bytes: 0,
+            arrived_mono_ms: 0,
+            object: None,
+            trace: None,
+        }
     }
 }
 
@@ -209,7 +218,7 @@ impl Journal {
         let traced = self.rules.get().tracing.is_some() || view.has(FieldId::Traceparent);
         Hit {
             route,
-            status: status_of(answer).unwrap_or(0),
+            status: status_digits(answer).unwrap_or(*b"000"),
             method,
             sent_bytes: (answer.len() + rest_bytes) as u64,
             arrived_mono_ms: now_mono_ms,
@@ -228,7 +237,7 @@ impl Journal {
     /// The hit is written: tells of it, if it is one of those.
     #[inline]
     pub fn hit_done(&self, shard: &Shard, hit: Hit, from: Sender, start_ns: u64, elapsed_ns: u64) {
-        let logged = self.is_logged(hit.status >= 500, elapsed_ns);
+        let logged = self.is_logged(hit.status[0] >= b'5', elapsed_ns);
         if logged || hit.trace.is_some() {
             self.tell_hit(shard, hit, Some(Outcome::Hit), from, (start_ns, elapsed_ns), logged);
         }
@@ -261,7 +270,7 @@ impl Journal {
             sent_bytes: hit.sent_bytes,
             client: from.peer,
             route: Some(hit.route),
-            status: hit.status,
+            status: number_of(hit.status).unwrap_or(0),
             outcome,
             trace,
             logged,
@@ -550,7 +559,16 @@ impl FetchEnd {
 
 /// The status in a status line of ours.
 fn status_of(bytes: &[u8]) -> Option<u16> {
-    let digits = bytes.strip_prefix(STATUS_LINE)?.first_chunk::<3>()?;
+    number_of(*bytes.strip_prefix(STATUS_LINE)?.first_chunk()?)
+}
+
+/// Where the status is in what begins with a status line of ours.
+#[inline]
+fn status_digits(answer: &[u8]) -> Option<[u8; 3]> {
+    answer.get(STATUS_LINE.len()..)?.first_chunk().copied()
+}
+
+fn number_of(digits: [u8; 3]) -> Option<u16> {
     digits.iter().try_fold(0, |status, digit| digit.is_ascii_digit().then(|| status * 10 + u16::from(digit - b'0')))
 }
 
