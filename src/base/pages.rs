@@ -2,7 +2,7 @@
 //!
 //! The allocator keeps blocks of one size together, in pieces of half a MiB and more where the blocks are large; with fifty such sizes on
 //! each thread, all of them coming and going, most pieces are half empty and none can be given back. Measured with sizes that
-//! are log-normal around 8 KiB, a cache of 64 MiB took 1.7 times what it held, and 1.1 times with this for the large ones.
+//! are log-normal around 8 KiB, a cache of 64 MiB took 1.7 times what it held, and 1.2 times with this for the large ones.
 //! The price is two system calls and a fault for each page, once for each response that is stored; hits pay nothing.
 
 use std::ops::RangeInclusive;
