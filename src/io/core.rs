@@ -414,9 +414,8 @@ impl Shard {
         telemetry.waiters(state.waiters());
         for (upstream, running) in self.inflight.iter().enumerate() {
             let slots = state.slot_use().find(|(of, ..)| *of as usize == upstream);
-            let (limit, waiting) = slots.map_or((None, 0), |(_, limit, waiting)| (limit, waiting));
-            telemetry.upstream_load(upstream, running.get(), waiting as u32);
-            telemetry.upstream_limit(upstream, limit.unwrap_or(0));
+            telemetry.upstream_load(upstream, running.get(), slots.map_or(0, |(_, _, waiting)| waiting as u32));
+            telemetry.upstream_limit(upstream, state.slot_limit(upstream as u16).unwrap_or(0));
         }
         for (route, held) in state.slot_holders() {
             telemetry.route_slots(route.into(), held);

@@ -763,9 +763,15 @@ impl State {
         self.actions.push(Action::Send { to, message });
     }
 
-    /// The upstreams whose home is here, with their limit (`None`: unlimited) and the requests that wait.
-    pub fn slot_use(&self) -> impl Iterator<Item = (u16, Option<u32>, usize)> {
-        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.limit(), slots.queued()))
+    /// The upstreams whose home is here, with slots in use and requests waiting.
+    pub fn slot_use(&self) -> impl Iterator<Item = (u16, u32, usize)> {
+        self.slots.iter().map(|(upstream, slots)| (*upstream, slots.in_use(), slots.queued()))
+    }
+
+    /// The limit of an upstream whose home is here; `None`: it is elsewhere, or there is none.
+    #[must_use]
+    pub fn slot_limit(&self, upstream: u16) -> Option<u32> {
+        self.slots.get(&upstream)?.limit()
     }
 
     /// Routes and the slots that they hold, of the upstreams whose home is here.
