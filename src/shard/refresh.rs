@@ -3,7 +3,7 @@
 //!
 //! The rule is earliest deadline first: an entry's turn is the end of its lifetime, less a head start for its value, which is at most
 //! [`HEAD_START_MS`]. Value is what readers would wait in a second if the entry were gone, that is hits a second times what its fetch took;
-//! each doubling is worth a second. So the valuable are fresher under shortage, and yet what has ended is overtaken by nothing that ends
+//! each doubling is worth three seconds. So the valuable are fresher under shortage, and yet what has ended is overtaken by nothing that ends
 //! more than the head start later, and what was just fetched ends later than that. With `k` entries that are asked for, each fetched in `s`
 //! seconds, by `b` at a time, none is served longer after its end than the head start, `k·s/b`, and the time until somebody asks for it.
 //!
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// The most that value is worth.
 pub const HEAD_START_MS: u64 = 30_000;
+/// What twice the value is worth.
+const DOUBLING_MS: u64 = 3_000;
 
 /// What was not refreshed although it was due, since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,7 +67,7 @@ fn value(object: &Object, hits: u8, now_mono_ms: u64) -> u64 {
 }
 
 fn head_start_ms(value: u64) -> u64 {
-    (u64::from(value.max(1).ilog2()) * 1000).min(HEAD_START_MS)
+    (u64::from((value / 1000).max(1).ilog2()) * DOUBLING_MS).min(HEAD_START_MS)
 }
 
 /// When its lifetime is over. Later by the head start, so that turns are not negative.
@@ -258,11 +260,8 @@ mod tests {
             refreshes.offer(0, object(generation, 10 + generation as u32), 2, 80_000);
         }
         assert_eq!(refreshes.dropped, Dropped { queue_full: 3, expired: 0 });
-        assert_eq!(
-            refreshes.lines[0].waiting.last_key_value().unwrap().1.object.fetch_ms,
-            1000,
-            "the least valuable are gone"
-        );
+        let cheap = refreshes.lines[0].waiting.values().filter(|due| due.object.fetch_ms < 80);
+        assert_eq!(cheap.count(), 70 - 3, "three of those that are worth least are gone");
         assert!(refreshes.next(99_999).is_some());
         refreshes.sweep(100_000);
         assert!(refreshes.next(100_000).is_none());

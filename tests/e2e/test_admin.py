@@ -30,7 +30,7 @@ paths = ["/cached/warm"]
 
 PROMISED = [
     "pilotlight_requests_total", "pilotlight_request_duration_seconds", "pilotlight_upstream_requests_total",
-    "pilotlight_upstream_duration_seconds", "pilotlight_upstream_inflight", "pilotlight_upstream_queue",
+    "pilotlight_upstream_duration_seconds", "pilotlight_upstream_inflight", "pilotlight_upstream_queue", "pilotlight_upstream_limit",
     "pilotlight_cache_bytes", "pilotlight_cache_entries", "pilotlight_cache_evictions_total",
     "pilotlight_warm_age_seconds", "pilotlight_shard_loop_lag_seconds", "pilotlight_connections",
 ]

@@ -152,7 +152,8 @@ def test_the_limit_of_four_synchronous_workers_is_found_out(tmp_path):
             def status():
                 return gateway.status()["upstreams"][0]
 
-            assert limit() == 16 and status()["adaptive"] and status()["max_concurrency"] == 16
+            wait_until(lambda: limit() == 16, 10, "the first gauges")
+            assert status()["adaptive"] and status()["max_concurrency"] == 16
             over, answers = threading.Event(), []
 
             def client(number):

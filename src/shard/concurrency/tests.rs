@@ -161,6 +161,10 @@ impl Run {
         }
     }
 
+    fn check(&self, seconds: u64, what: &str) {
+        self.check_within(0.5, seconds, what);
+    }
+
     /// The limits since the last time: at 5, 50 and 95 %.
     fn limits(&self) -> [u32; 3] {
         let mut sorted = self.limits.clone();
@@ -168,14 +172,15 @@ impl Run {
         [0.05, 0.5, 0.95].map(|share| sorted[(sorted.len() as f64 * share) as usize])
     }
 
-    fn check(&self, seconds: u64, what: &str) {
+    /// The limit is to be within `part` of the workers, or two, if that is more; and so is the queue.
+    fn check_within(&self, part: f64, seconds: u64, what: &str) {
         let workers = self.model.workers as f64;
         let [low, median, high] = self.limits();
         let work = self.done_ms / 1000.0 / seconds as f64 / workers;
         let queue = self.queued_ms / 1000.0 / seconds as f64;
         let told =
             format!("{what}: {workers} workers, limit {low}/{median}/{high}, {work:.3} busy, {queue:.1} in line");
-        let off = (workers / 2.0).max(2.0);
+        let off = (workers * part).max(2.0);
         assert!((f64::from(median) - workers).abs() <= off, "{told}");
         assert!(work >= 0.9, "{told}");
         assert!(queue <= off, "{told}");
@@ -197,7 +202,8 @@ fn it_does_so_with_heavy_tails_and_for_requests_of_one_length() {
     for workers in [1, 4, 16] {
         for seed in 0..2 {
             let model = Model { noise: heavy_tail, ..Model::mixed(workers) };
-            Run::new(model, seed).seconds(60).seconds(120).check(120, &format!("heavy tail, seed {seed}"));
+            // The noise leaves more in doubt.
+            Run::new(model, seed).seconds(60).seconds(120).check_within(1.5, 120, &format!("heavy tail, seed {seed}"));
             let model = Model { long_percent: 0, short_ms: 50, ..Model::mixed(workers) };
             Run::new(model, seed).seconds(40).seconds(120).check(120, &format!("one length, seed {seed}"));
         }
@@ -224,8 +230,8 @@ fn noise_alone_does_not_lower_it() {
             let mut run = Run::new(model, seed);
             let [low, median, high] = run.seconds(30).seconds(180).limits();
             // A tail of ten times the median is taken for a queue now and then, and found out again.
-            let low_min = if what == "jitter" { 30 } else { 8 };
-            assert!(median >= 30 && low >= low_min, "{what}, seed {seed}: {low}, {median}, {high}");
+            let (low_min, median_min) = if what == "jitter" { (30, 40) } else { (6, 15) };
+            assert!(median >= median_min && low >= low_min, "{what}, seed {seed}: {low}, {median}, {high}");
         }
     }
 }
