@@ -92,7 +92,8 @@ ROWS = [
     ("Upstreams", [
         graph("In flight and waiting", "short",
               query(gauge("pilotlight_upstream_inflight", "upstream"), "{{upstream}} in flight"),
-              query(gauge("pilotlight_upstream_queue", "upstream"), "{{upstream}} waiting")),
+              query(gauge("pilotlight_upstream_queue", "upstream"), "{{upstream}} waiting"),
+              query(gauge("pilotlight_upstream_limit", "upstream"), "{{upstream}} at once at most")),
         graph("Slots held by route", "short", query(gauge("pilotlight_route_slots", "route"), "{{route}}"), stacked=True),
         graph("Wait for a slot, p99", "s", query(
             quantile(0.99, "pilotlight_upstream_queue_wait_seconds", "upstream, kind"), "{{upstream}} {{kind}}")),
@@ -122,7 +123,8 @@ ROWS = [
         graph("Retries", "reqps", query(rate("pilotlight_upstream_retries_total", "upstream, result"), "{{upstream}} {{result}}")),
     ]),
     ("Cache and warm lists", [
-        graph("Size", "bytes", query(gauge("pilotlight_cache_bytes"), "bytes"), width=6),
+        graph("Size", "bytes", query(gauge("pilotlight_cache_bytes"), "bytes"),
+              query(gauge("pilotlight_cache_budget_bytes"), "at most"), width=6),
         graph("Entries", "short", query(gauge("pilotlight_cache_entries"), "entries"), width=6),
         graph("Evictions by reason", "ops", query(rate("pilotlight_cache_evictions_total", "reason"), "{{reason}}"), width=6),
         graph("Staleness served, p99", "s", query(quantile(0.99, "pilotlight_staleness_served_seconds"), "p99"), width=6),

@@ -69,8 +69,15 @@ where
     loop {
         let mut accepted = accept().await;
         if accepted.is_err() && spare.0.take().is_some() {
-            // Whoever asks what is wrong when all descriptors are taken gets the one that was kept for that.
-            accepted = accept().await;
+            // Whoever asks what is wrong when all descriptors are taken gets the one that was kept for that. Without a descriptor accept
+            // fails also when nobody waits; then it must not stay free, or a shard has it.
+            accepted = match tokio::time::timeout(Duration::ZERO, accept()).await {
+                Ok(accepted) => accepted,
+                Err(_) => {
+                    spare.keep();
+                    continue;
+                }
+            };
         }
         let Ok(stream) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;

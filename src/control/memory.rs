@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::{State, process};
 
 const EVERY: Duration = Duration::from_secs(1);
+const UNTIL_READY: Duration = Duration::from_millis(5);
 /// More than the allocator should lose: below it the budget is not what would help.
 const LEAST_SHARE: f64 = 0.75;
 /// What is aimed at, of `cache.memory`; 2 % is what is promised.
@@ -63,16 +64,21 @@ impl Budget {
 
 /// Looks until the end of the program.
 pub(super) async fn run(state: Rc<State>) {
+    // At once when the shards are ready: what comes in until then, and is not counted yet, would be taken for the process's own.
+    let first = loop {
+        if state.shared().iter().all(|shared| shared.ready.load(Acquire))
+            && let Some(seen) = seen(&state)
+        {
+            break seen;
+        }
+        tokio::time::sleep(UNTIL_READY).await;
+    };
+    let mut budget = Budget::new(state.config.cache.memory, first);
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut budget = None;
     loop {
         ticks.tick().await;
-        if !state.shared().iter().all(|shared| shared.ready.load(Acquire)) {
-            continue;
-        }
         let Some(seen) = seen(&state) else { continue };
-        let budget = budget.get_or_insert_with(|| Budget::new(state.config.cache.memory, seen));
         let each = budget.look(seen) / state.shards.count() as u64;
         state.shared().iter().for_each(|shared| shared.cache_budget_bytes.store(each, Relaxed));
     }

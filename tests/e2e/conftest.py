@@ -16,7 +16,32 @@ def pytest_configure(config):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+# What measures time closely, or takes so much of the machine that others would.
+ALONE = {
+    "test_bombs",
+    "test_bulkheads",
+    "test_busy_poll",
+    "test_coalesce",
+    "test_edges",
+    "test_hot_path",
+    "test_idle",
+    "test_lab",
+    "test_limits",
+    "test_memory",
+    "test_page",
+    "test_rate_limits",
+    "test_reload",
+    "test_snapshot",
+    "test_upgrade",
+    "test_warm",
+    "test_watchdog",
+}
+
+
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.module.__name__ in ALONE:
+            item.add_marker(pytest.mark.alone)
     if not config.getoption("-m"):
         skip = pytest.mark.skip(reason="takes minutes: -m long")
         for item in items:

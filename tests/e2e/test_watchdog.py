@@ -284,7 +284,7 @@ class Hiccups:
         return any(time.monotonic() - end < 5 for end in ends)
 
 
-@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.long)])
 @pytest.mark.timeout(700)
 def test_a_clean_run_is_silent(origin, seconds):
     """Hits, misses, what is not cached, some errors, answers that differ by two decades: ordinary life."""
