@@ -35,7 +35,7 @@ CLIENTS = 8
 KEYS = 30_000
 SETTLED = 4  # looks in a row
 EVICTED = 1500  # responses, some 30 MiB of them, before it is looked
-DEADLINE_SECS = 90
+DEADLINE_SECS = 60
 
 
 def anonymous_bytes(gateway):
