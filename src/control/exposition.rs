@@ -75,29 +75,40 @@ impl<'a> Page<'a> {
             Series::Gauge(cells) => self.number(name, &entry.pairs, cells.sum()),
             Series::Histogram(cells) if cells.is_empty() => {}
             Series::Histogram(cells) => {
+                let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, labels));
+                let (mut written, mark) = (entry.written.borrow_mut(), cells.mark());
+                // Exemplars change without a value.
+                let format = traces.is_empty().then_some(self.format);
+                if format.is_some() && written.format == format && written.mark == mark {
+                    self.out.push_str(&written.text);
+                    return;
+                }
                 let mut snapshot = std::mem::take(&mut self.snapshot);
                 snapshot.clear();
                 cells.add_to(&mut snapshot);
-                self.histogram(name, labels, &entry.pairs, &snapshot);
+                let start = self.out.len();
+                self.histogram(name, &traces, &entry.pairs, &snapshot);
                 self.snapshot = snapshot;
+                (written.format, written.mark) = (format, mark);
+                written.text.clear();
+                written.text.push_str(&self.out[start..]);
             }
         }
     }
 
-    fn histogram(&mut self, name: &str, labels: &Labels, pairs: &str, snapshot: &Snapshot) {
+    fn histogram(&mut self, name: &str, traces: &[Exemplar], pairs: &str, snapshot: &Snapshot) {
         let count = snapshot.count();
         self.prefix.clear();
         for part in [name, "_bucket{", pairs, if pairs.is_empty() { "le=\"" } else { ",le=\"" }] {
             self.prefix.push_str(part);
         }
-        let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, labels));
         let scale = scale_of(name);
         let mut lower_ns = None;
         for (bound, count) in LE.iter().zip(snapshot.cumulative()).filter(|(bound, _)| bound.is_shown(scale)) {
-            self.bucket(bound.text, count, &traces, lower_ns, bound.ns);
+            self.bucket(bound.text, count, traces, lower_ns, bound.ns);
             lower_ns = Some(bound.ns);
         }
-        self.bucket("+Inf", count, &traces, lower_ns, u64::MAX);
+        self.bucket("+Inf", count, traces, lower_ns, u64::MAX);
         self.sample([name, "_sum"], pairs);
         let _ = writeln!(self.out, "{}", Number(snapshot.sum_ns as f64 / 1e9));
         self.count([name, "_count"], pairs, count);

@@ -3,7 +3,8 @@
 //! too, so that the coarse counts are exact. Must not know names, labels or text.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 /// An `le` bound of the exposition.
@@ -195,8 +196,14 @@ impl HistogramCells {
         let buckets = self.buckets.get_or_init(|| (0..BUCKETS).map(|_| AtomicU64::new(0)).collect());
         let cell = &buckets[bucket(ns)];
         cell.store(cell.load(Relaxed).wrapping_add(times), Relaxed);
-        let sum = self.sum_ns.load(Relaxed).wrapping_add(ns.wrapping_mul(times));
-        self.sum_ns.store(sum, Relaxed);
+        // Every value changes the sum, also one of no time, and whoever sees that it changed sees the bucket: see `mark`.
+        let sum = self.sum_ns.load(Relaxed).wrapping_add(ns.max(1).wrapping_mul(times));
+        self.sum_ns.store(sum, Release);
+    }
+
+    /// A number that changes with each value. What is read after it has at least the values that it stands for.
+    pub fn mark(&self) -> u64 {
+        self.sum_ns.load(Acquire)
     }
 
     /// Adds what was recorded so far. The sum may be one value ahead of or behind the buckets; the count cannot be, it is their sum.

@@ -4,6 +4,7 @@
 //! a relaxed load and a relaxed store, never an atomic read-modify-write. A handle carried to another thread would lose counts, nothing worse.
 //! The lock of the registry is taken when a handle is registered and when the text is rendered, never by an update.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, K
 
 use super::exposition::{self, Page};
 use super::histogram::{HistogramCells, Snapshot};
+use super::openmetrics::Format;
 
 /// A cheap handle on the registry; clones share it.
 #[derive(Clone, Default)]
@@ -43,6 +45,17 @@ pub(super) struct Family {
 pub(super) struct Entry {
     pub(super) pairs: String,
     pub(super) series: Series,
+    /// Of a histogram: how it was written last, for most do not change between two scrapes.
+    pub(super) written: RefCell<Written>,
+}
+
+/// The lines of a histogram, and what they were made from.
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) mark: u64,
+    /// `None`: they are not to be used again.
+    pub(super) format: Option<Format>,
+    pub(super) text: String,
 }
 
 /// Names and values in the order of registration.
@@ -155,7 +168,11 @@ impl Recorder {
         }
         let labels = labels_of(key);
         let pairs = exposition::pairs(&labels);
-        let entry = family.series.entry(labels).or_insert_with(|| Entry { pairs, series: Series::empty(kind) });
+        let entry = family.series.entry(labels).or_insert_with(|| Entry {
+            pairs,
+            series: Series::empty(kind),
+            written: RefCell::default(),
+        });
         open(&mut entry.series).map(Cells::mine)
     }
 }
@@ -230,6 +247,11 @@ impl Cells<HistogramCell> {
     /// Nothing was ever recorded.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, cell)| cell.0.is_empty())
+    }
+
+    /// A number that changes with each value.
+    pub(super) fn mark(&self) -> u64 {
+        self.0.iter().fold(0, |sum, (_, cell)| sum.wrapping_add(cell.0.mark()))
     }
 
     pub(super) fn add_to(&self, snapshot: &mut Snapshot) {

@@ -75,6 +75,38 @@ fn text_is_escaped_and_complete() {
 }
 
 #[test]
+fn what_is_written_again_is_what_was_recorded_by_then() {
+    let recorder = Recorder::new();
+    let traced = |value_ns| {
+        let traces = move |_: &str, _: &Labels| match value_ns {
+            0 => Vec::new(),
+            value_ns => vec![Exemplar { trace_id: 7, value_ns, unix_ms: 1 }],
+        };
+        let mut page = Page::new(Format::OpenMetrics, 0, Some(&traces));
+        recorder.render(&mut page);
+        page.end()
+    };
+    let record =
+        |secs: f64| with_local_recorder(&recorder, || histogram!("time_seconds", "route" => "/a").record(secs));
+    for (count, secs) in [(1, 0.25), (2, 0.0), (3, 0.0), (4, 1.5)] {
+        record(secs);
+        for _ in 0..2 {
+            let text = rendered(&recorder);
+            assert!(text.contains(&format!("time_seconds_count{{route=\"/a\"}} {count}\n")), "{text}");
+            assert!(!text.contains("# EOF"));
+            let text = traced(0);
+            assert!(text.contains(&format!("time_seconds_count{{route=\"/a\"}} {count}\n")), "{text}");
+            assert!(text.contains("le=\"+Inf\"") && text.ends_with("# EOF\n"), "{text}");
+        }
+    }
+    assert!(!traced(0).contains("trace_id"));
+    record(0.1);
+    assert!(traced(100_000_000).contains("trace_id"), "an exemplar of a series that did not change since");
+    assert!(traced(100_000_000).contains("trace_id"));
+    assert!(!traced(0).contains("trace_id"), "and none is left behind");
+}
+
+#[test]
 fn a_name_has_one_kind() {
     let recorder = Recorder::new();
     with_local_recorder(&recorder, || {
