@@ -18,20 +18,14 @@ def pytest_configure(config):
 
 # What measures time closely, or takes so much of the machine that others would.
 ALONE = {
-    "test_bombs",
     "test_bulkheads",
     "test_busy_poll",
-    "test_coalesce",
     "test_edges",
     "test_hot_path",
     "test_idle",
-    "test_lab",
-    "test_limits",
     "test_memory",
-    "test_page",
     "test_rate_limits",
     "test_reload",
-    "test_snapshot",
     "test_upgrade",
     "test_warm",
     "test_watchdog",
