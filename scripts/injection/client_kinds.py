@@ -2,6 +2,7 @@
 
 import select
 import time
+from collections.abc import Callable
 
 from origin import reset
 
@@ -9,7 +10,7 @@ from . import asking
 from .asking import Outcome
 from .kind import Kind, Round
 from .rig import DEADLINE_S
-from .wire import after, sized
+from .wire import Handler, after, sized
 
 # More than the kernel buffers on both sides.
 LARGE_BYTES = 12 << 20
@@ -34,6 +35,15 @@ def end_of(client: asking.Client, url: str, started: float) -> Outcome:
         return asking.outcome(client, url, started)
 
 
+def arranged(round: Round, ask: Callable[[int], Outcome], answers: dict[str, Handler]) -> tuple[list[Outcome], list[str]]:
+    """All of them at once, with the origin answering each URL as it is told."""
+    for url, handler in answers.items():
+        round.rig.wire.arrange(url, handler)
+    outcomes = round.together(ask)
+    round.rig.wire.forget(list(answers))
+    return outcomes, list(answers)
+
+
 def half_closes(round: Round) -> tuple[list[Outcome], list[str]]:
     def ask(number: int) -> Outcome:
         url, started = round.url(number), time.monotonic()
@@ -42,12 +52,7 @@ def half_closes(round: Round) -> tuple[list[Outcome], list[str]]:
         client.half_close()
         return end_of(client, url, started)
 
-    urls = [round.url(number) for number in round.numbers]
-    for url in urls:
-        round.rig.wire.arrange(url, after(0.08))
-    outcomes = round.together(ask)
-    round.rig.wire.forget(urls)
-    return outcomes, urls
+    return arranged(round, ask, {round.url(number): after(0.08) for number in round.numbers})
 
 
 def resets_within_the_answer(round: Round) -> tuple[list[Outcome], list[str]]:
@@ -60,13 +65,9 @@ def resets_within_the_answer(round: Round) -> tuple[list[Outcome], list[str]]:
                 return end_of(client, url, started)
         return left(client, started)
 
-    urls = [round.url(number) for number in round.numbers]
-    for number in round.numbers:
-        # On a route that is cached the fetch goes on, so it may not be larger than what is stored.
-        round.rig.wire.arrange(round.url(number), sized(LARGE_BYTES if number % 2 else 1 << 20))
-    outcomes = round.together(ask)
-    round.rig.wire.forget(urls)
-    return outcomes, urls
+    # On a route that is cached the fetch goes on, so it may not be larger than what is stored.
+    sizes = {round.url(number): LARGE_BYTES if number % 2 else 1 << 20 for number in round.numbers}
+    return arranged(round, ask, {url: sized(size) for url, size in sizes.items()})
 
 
 def never_reads(round: Round) -> tuple[list[Outcome], list[str]]:
@@ -81,12 +82,7 @@ def never_reads(round: Round) -> tuple[list[Outcome], list[str]]:
         watch.poll(DEADLINE_S * 1000)
         return end_of(client, url, started)
 
-    urls = [pass_url(round, number) for number in round.numbers]
-    for url in urls:
-        round.rig.wire.arrange(url, sized(LARGE_BYTES))
-    outcomes = round.together(ask)
-    round.rig.wire.forget(urls)
-    return outcomes, urls
+    return arranged(round, ask, {pass_url(round, number): sized(LARGE_BYTES) for number in round.numbers})
 
 
 def drips_a_request(round: Round) -> tuple[list[Outcome], list[str]]:

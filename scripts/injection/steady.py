@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from injection import bodies  # noqa: E402
+from measure.clients import read_response  # noqa: E402
 
 # So many that a request that is slow delays hardly any other.
 WORKERS = 12
@@ -107,19 +108,7 @@ class Connection:
                     await asyncio.sleep(0.02)
             else:
                 writer.write(request)
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
-            status = int(head.split(" ", 2)[1])
-            if status == 304:
-                body = b""
-            elif "content-length" in fields:
-                body = await reader.readexactly(int(fields["content-length"]))
-            else:
-                body = b""
-                while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-                    body += (await reader.readexactly(size + 2))[:-2]
-                await reader.readuntil(b"\r\n")
-            done = "close" not in fields.get("connection", "")
+            status, fields, _, body, done = await read_response(reader)
             return status, fields, body
         finally:
             if not done:

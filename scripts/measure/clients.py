@@ -13,6 +13,20 @@ LIGHT = "/api/v1/light/"
 CALL_TIMEOUT_S = 15.0
 
 
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str, bytes, bool]:
+    """The next one: status, fields with lower-case names, head, body, and whether the connection goes on."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
+    status, body = int(head.split(" ", 2)[1]), b""
+    if "content-length" in fields:
+        body = await reader.readexactly(int(fields["content-length"])) if status != 304 else b""
+    elif status != 304:
+        while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
+    return status, fields, head, body, "close" not in fields.get("connection", "")
+
+
 class Client:
     """A pool of keep-alive connections to one port."""
 
@@ -29,17 +43,8 @@ class Client:
         done = False
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept: application/json\r\n\r\n".encode())
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
-            if "content-length" in fields:
-                body = await reader.readexactly(int(fields["content-length"]))
-            else:
-                body = b""
-                while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-                    body += (await reader.readexactly(size + 2))[:-2]
-                await reader.readuntil(b"\r\n")
-            done = "close" not in fields.get("connection", "")
-            return int(head.split(" ", 2)[1]), head, body
+            status, _, head, body, done = await read_response(reader)
+            return status, head, body
         finally:
             if done:
                 self.idle.append((reader, writer))

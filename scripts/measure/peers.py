@@ -1,6 +1,5 @@
 """The servers that are set side by side, each as benches/peers configures it: one thread, one core, no access log."""
 
-import json
 import subprocess
 import urllib.error
 import urllib.request

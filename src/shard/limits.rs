@@ -135,9 +135,8 @@ pub struct Limits {
 impl Limits {
     #[must_use]
     pub fn new(me: usize, shards: usize, rates: Box<[Option<Rate>]>) -> Self {
-        let room = || limits::CLIENTS_MAX;
-        let silent_until_mono_ms = (0..shards).map(|_| 0).collect();
-        Self { me, shards, rates, own: Clients::new(room()), held: Clients::new(room()), silent_until_mono_ms }
+        let (own, held) = (Clients::new(limits::CLIENTS_MAX), Clients::new(limits::CLIENTS_MAX));
+        Self { me, shards, rates, own, held, silent_until_mono_ms: vec![0; shards].into() }
     }
 
     /// A token that is here, to be taken with `spend` before anything else happens. Allocates nothing.
@@ -298,5 +297,4 @@ fn full_in_ms(rates: &[Option<Rate>], client: Client, bucket: &mut Bucket, now_m
 }
 
 #[cfg(test)]
-#[path = "limits_tests.rs"]
 mod tests;

@@ -183,14 +183,6 @@ impl Refreshes {
             }
         }
     }
-
-    /// For each upstream, how long ago the entry ended that was asked for and waits longest, in milliseconds.
-    pub fn overdue_ms(&self, now_mono_ms: u64) -> impl Iterator<Item = u64> {
-        self.lines.iter().map(move |line| {
-            let asked = line.waiting.values().find(|due| due.asked.is_some());
-            asked.map_or(0, |due| (now_mono_ms + HEAD_START_MS).saturating_sub(end_mono_ms(&due.object)))
-        })
-    }
 }
 
 #[cfg(test)]
@@ -276,7 +268,6 @@ mod tests {
         refreshes.ask(0, &stored(2, 10, 0, 100), &query(), 150_000);
         refreshes.ask(0, &stored(3, 10, 0, 50), &query(), 150_000);
         refreshes.ask(0, &stored(3, 10, 0, 50), &query(), 150_000);
-        assert_eq!(refreshes.overdue_ms(150_000).collect::<Vec<_>>(), [100_000]);
         refreshes.sweep(105_000);
         let order: Vec<u64> = std::iter::from_fn(|| refreshes.next(105_000)).map(|due| due.object.generation).collect();
         assert_eq!(order, [3, 1, 2], "and each once");

@@ -1,3 +1,5 @@
+//! The partition: what it finds, what it drops, what it counts, and that it keeps its budget.
+
 use super::*;
 use crate::cache::testing::{self, Request, request};
 
