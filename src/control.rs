@@ -135,6 +135,7 @@ struct State {
     started_unix_secs: f64,
     /// How long the last page of metrics was.
     page_bytes: Cell<usize>,
+    standing: RefCell<scrape::Standing>,
     draining: Cell<bool>,
     drain_requested: Notify,
     /// The watchdog has found a shard dead.
@@ -204,6 +205,7 @@ impl Control {
             recorder: self.recorder,
             config: Current::new(self.config),
             page_bytes: Cell::new(0),
+            standing: RefCell::default(),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
             shard_lost: Notify::new(),

@@ -5,7 +5,7 @@ use std::fmt::{Display, Write as _};
 
 use super::histogram::{LE, Scale, Snapshot};
 use super::openmetrics::{self, Format};
-use super::recorder::{Entry, Family, Kind, Labels, Series};
+use super::recorder::{Family, Kind, Labels};
 use crate::base::exemplar::Exemplar;
 
 /// The exemplars of a histogram's series, by the family's name and the labels; in any order.
@@ -40,8 +40,23 @@ impl<'a> Page<'a> {
     /// One family: HELP and TYPE always, then the series that have something to say.
     pub(super) fn family(&mut self, name: &str, family: &Family) {
         self.head(name, family.kind, if family.help.is_empty() { "Not described." } else { &family.help });
-        for (labels, entry) in &family.series {
-            self.one_series(name, labels, entry);
+        match family.kind {
+            Kind::Counter => {
+                for (series, count) in family.series.iter().zip(family.counts()) {
+                    // With two labels or more most combinations never happen (a hundred routes times nine outcomes): they would only cost
+                    // scrapes.
+                    if count > 0 || series.labels.len() < 2 {
+                        self.count([name, ""], &series.pairs, count);
+                    }
+                }
+            }
+            Kind::Gauge => {
+                family.series.iter().zip(family.levels()).for_each(|(series, level)| self.number(name, &series.pairs, level));
+            }
+            Kind::Histogram => {
+                let recorded = family.marks().into_iter().enumerate().filter_map(|(at, mark)| Some((at, mark?)));
+                recorded.for_each(|(at, mark)| self.one_histogram(name, family, at, mark));
+            }
         }
     }
 
@@ -65,34 +80,29 @@ impl<'a> Page<'a> {
         let _ = writeln!(self.out, "{}", Number(value));
     }
 
-    fn one_series(&mut self, name: &str, labels: &Labels, entry: &Entry) {
-        match &entry.series {
-            // With two labels or more most combinations never happen (a hundred routes times nine outcomes): they would only cost scrapes.
-            Series::Counter(cells) if cells.sum() > 0 || labels.len() < 2 => {
-                self.count([name, ""], &entry.pairs, cells.sum());
-            }
-            Series::Counter(_) => {}
-            Series::Gauge(cells) => self.number(name, &entry.pairs, cells.sum()),
-            Series::Histogram(cells) if cells.is_empty() => {}
-            Series::Histogram(cells) => {
-                let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, labels));
-                let (mut written, mark) = (entry.written.borrow_mut(), cells.mark());
-                // Exemplars change without a value.
-                let format = traces.is_empty().then_some(self.format);
-                if format.is_some() && written.format == format && written.mark == mark {
-                    self.out.push_str(&written.text);
-                    return;
-                }
-                let mut snapshot = std::mem::take(&mut self.snapshot);
-                snapshot.clear();
-                cells.add_to(&mut snapshot);
-                let start = self.out.len();
-                self.histogram(name, &traces, &entry.pairs, &snapshot);
-                self.snapshot = snapshot;
-                (written.format, written.mark) = (format, mark);
-                written.text.clear();
-                written.text.push_str(&self.out[start..]);
-            }
+    fn one_histogram(&mut self, name: &str, family: &Family, at: usize, mark: u64) {
+        let series = &family.series[at];
+        let traces = self.traces.map_or_else(Vec::new, |traces| traces(name, &series.labels));
+        let mut written = series.written.borrow_mut();
+        let same = written.mark == mark;
+        // Exemplars change without a value.
+        let format = traces.is_empty().then_some(self.format);
+        if same && format.is_some() && written.format == format {
+            self.out.push_str(&written.text);
+            return;
+        }
+        let mut snapshot = std::mem::take(&mut self.snapshot);
+        snapshot.clear();
+        family.add_to(at, &mut snapshot);
+        let start = self.out.len();
+        self.histogram(name, &traces, &series.pairs, &snapshot);
+        self.snapshot = snapshot;
+        written.mark = mark;
+        // What changed since the last scrape will have changed again by the next.
+        written.format = format.filter(|_| same);
+        written.text.clear();
+        if written.format.is_some() {
+            written.text.push_str(&self.out[start..]);
         }
     }
 

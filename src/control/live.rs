@@ -26,7 +26,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use super::histogram::{BAND_FIRST_POWER, BANDS, Snapshot};
-use super::recorder::{Labels, Recorder, Series};
+use super::recorder::Labels;
 use super::{State, status};
 use crate::base::outcome::Outcome;
 use hot::HotKeys;
@@ -178,49 +178,36 @@ fn totals(state: &State) -> Totals {
     let route = |labels: &Labels| at(config.routes.iter().map(|route| &*route.name), label(labels, "route")?);
     let upstream = |labels: &Labels| at(config.upstreams.iter().map(|one| &*one.name), label(labels, "upstream")?);
 
-    counters(recorder, "pilotlight_requests_total", |labels, count| {
+    recorder.each_value("pilotlight_requests_total", |labels, count| {
+        let count = count as u64;
         let outcome = label(labels, "outcome").and_then(|name| at(Outcome::ALL.iter().map(|o| o.as_str()), name));
         if let (Some(route), Some(outcome)) = (route(labels), outcome) {
             totals.routes[route].outcomes[outcome] += count;
         }
     });
-    counters(recorder, "pilotlight_upstream_requests_total", |labels, count| {
+    recorder.each_value("pilotlight_upstream_requests_total", |labels, count| {
+        let count = count as u64;
         let Some(upstream) = upstream(labels) else { return };
         totals.upstreams[upstream].requests += count;
         if label(labels, "result") != Some("ok") {
             totals.upstreams[upstream].failed += count;
         }
     });
-    counters(recorder, "pilotlight_cache_evictions_total", |labels, count| {
+    recorder.each_value("pilotlight_cache_evictions_total", |labels, count| {
+        let count = count as u64;
         totals.evictions += if label(labels, "reason") == Some("capacity") { count } else { 0 };
     });
-    histograms(recorder, "pilotlight_request_duration_seconds", |labels, add| {
+    recorder.each_histogram("pilotlight_request_duration_seconds", |labels, add| {
         route(labels).into_iter().for_each(|route| add(&mut totals.routes[route].took));
     });
-    histograms(recorder, "pilotlight_upstream_duration_seconds", |labels, add| {
+    recorder.each_histogram("pilotlight_upstream_duration_seconds", |labels, add| {
         upstream(labels).into_iter().for_each(|upstream| add(&mut totals.upstreams[upstream].took));
     });
-    histograms(recorder, "pilotlight_shard_loop_lag_seconds", |labels, add| {
+    recorder.each_histogram("pilotlight_shard_loop_lag_seconds", |labels, add| {
         let shard = label(labels, "shard").and_then(|shard| shard.parse::<usize>().ok());
         shard.and_then(|shard| totals.lag.get_mut(shard)).into_iter().for_each(add);
     });
     totals
-}
-
-fn counters(recorder: &Recorder, name: &str, mut see: impl FnMut(&Labels, u64)) {
-    recorder.visit(name, |labels, series| {
-        if let Series::Counter(cells) = series {
-            see(labels, cells.sum());
-        }
-    });
-}
-
-fn histograms(recorder: &Recorder, name: &str, mut see: impl FnMut(&Labels, &dyn Fn(&mut Snapshot))) {
-    recorder.visit(name, |labels, series| {
-        if let Series::Histogram(cells) = series {
-            see(labels, &|sum| cells.add_to(sum));
-        }
-    });
 }
 
 fn label<'a>(labels: &'a Labels, name: &str) -> Option<&'a str> {

@@ -5,7 +5,7 @@
 //! The lock of the registry is taken when a handle is registered and when the text is rendered, never by an update.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
@@ -22,10 +22,10 @@ pub struct Recorder {
     registry: Arc<Mutex<Registry>>,
 }
 
-/// Every family by name, each with its series by label text.
+/// Every family by name.
 #[derive(Default)]
-pub(super) struct Registry {
-    pub(super) families: BTreeMap<String, Family>,
+struct Registry {
+    families: BTreeMap<String, Family>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +38,18 @@ pub(super) enum Kind {
 pub(super) struct Family {
     pub(super) kind: Kind,
     pub(super) help: String,
-    pub(super) series: BTreeMap<Labels, Entry>,
+    /// In the order in which they were registered.
+    pub(super) series: Vec<Series>,
+    by_labels: HashMap<Labels, u32>,
+    cells: Cells,
 }
 
-/// A series and its labels as they are written, `a="b",c="d"`, so that a scrape only copies them.
-pub(super) struct Entry {
+pub(super) struct Series {
+    pub(super) labels: Labels,
+    /// The labels as they are written, `a="b",c="d"`, so that a scrape only copies them.
     pub(super) pairs: String,
-    pub(super) series: Series,
+    /// Where its cells are, one for each thread that registered it.
+    cells: Vec<u32>,
     /// Of a histogram: how it was written last, for most do not change between two scrapes.
     pub(super) written: RefCell<Written>,
 }
@@ -53,7 +58,7 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) mark: u64,
-    /// `None`: they are not to be used again.
+    /// `None`: there is no text that could be used again.
     pub(super) format: Option<Format>,
     pub(super) text: String,
 }
@@ -61,22 +66,27 @@ pub(super) struct Written {
 /// Names and values in the order of registration.
 pub(super) type Labels = Vec<(String, String)>;
 
-/// The cells that share a name and labels, one for each thread that registered it.
-pub(super) enum Series {
-    Counter(Cells<CounterCell>),
-    Gauge(Cells<GaugeCell>),
-    Histogram(Cells<HistogramCell>),
+/// The cells of a family, in the order in which they were made: so whoever reads all of them (each scrape, with thousands of series of
+/// which most are empty) goes through memory in about its order.
+enum Cells {
+    Counters(Vec<Owned<CounterCell>>),
+    Gauges(Vec<Owned<GaugeCell>>),
+    Histograms(Vec<Owned<HistogramCell>>),
 }
 
-pub(super) struct Cells<C>(Vec<(ThreadId, Arc<C>)>);
+struct Owned<C> {
+    series: u32,
+    owner: ThreadId,
+    cell: Arc<C>,
+}
 
 #[derive(Default)]
-pub(super) struct CounterCell(AtomicU64);
+struct CounterCell(AtomicU64);
 /// The bits of an `f64`; zero bits are 0.0.
 #[derive(Default)]
-pub(super) struct GaugeCell(AtomicU64);
+struct GaugeCell(AtomicU64);
 #[derive(Default)]
-pub(super) struct HistogramCell(HistogramCells);
+struct HistogramCell(HistogramCells);
 
 impl Recorder {
     #[must_use]
@@ -94,51 +104,45 @@ impl Recorder {
     /// The sum of the counters or gauges of this name that carry all these labels; `None` when there is none.
     #[must_use]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let registry = self.lock();
-        let values = registry.matching(name, labels).filter_map(|series| match series {
-            Series::Counter(cells) => Some(cells.sum() as f64),
-            Series::Gauge(cells) => Some(cells.sum()),
-            Series::Histogram(_) => None,
+        let mut sum = None;
+        self.each_value(name, |has, value| {
+            if carries(has, labels) {
+                sum = Some(sum.unwrap_or(0.0) + value);
+            }
         });
-        values.fold(None, |sum: Option<f64>, value| Some(sum.unwrap_or(0.0) + value))
+        sum
     }
 
     /// What the histograms of this name hold that carry all these labels, for quantiles.
     #[must_use]
     pub fn histogram(&self, name: &str, labels: &[(&str, &str)]) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        for series in self.lock().matching(name, labels) {
-            if let Series::Histogram(cells) = series {
-                cells.add_to(&mut snapshot);
+        self.each_histogram(name, |has, add_to| {
+            if carries(has, labels) {
+                add_to(&mut snapshot);
             }
-        }
+        });
         snapshot
-    }
-
-    /// Shows every series of this name, once.
-    pub(super) fn visit(&self, name: &str, mut see: impl FnMut(&Labels, &Series)) {
-        let registry = self.lock();
-        let series = registry.families.get(name).into_iter().flat_map(|family| &family.series);
-        series.for_each(|(labels, entry)| see(labels, &entry.series));
     }
 
     /// Shows the labels and the sum of each counter or gauge of this name.
     pub(super) fn each_value(&self, name: &str, mut show: impl FnMut(&Labels, f64)) {
-        for (labels, entry) in self.lock().families.get(name).into_iter().flat_map(|family| &family.series) {
-            match &entry.series {
-                Series::Counter(cells) => show(labels, cells.sum() as f64),
-                Series::Gauge(cells) => show(labels, cells.sum()),
-                Series::Histogram(_) => {}
-            }
-        }
+        let registry = self.lock();
+        let Some(family) = registry.families.get(name) else { return };
+        let values = match family.kind {
+            Kind::Counter => family.counts().into_iter().map(|count| count as f64).collect(),
+            Kind::Gauge => family.levels(),
+            Kind::Histogram => Vec::new(),
+        };
+        family.series.iter().zip(values).for_each(|(series, value)| show(&series.labels, value));
     }
 
-    /// Shows the labels of each histogram of this name, and what adds its values to a snapshot.
+    /// Shows the labels of each histogram of this name that has a value, and what adds its values to a snapshot.
     pub(super) fn each_histogram(&self, name: &str, mut show: impl FnMut(&Labels, &dyn Fn(&mut Snapshot))) {
-        for (labels, entry) in self.lock().families.get(name).into_iter().flat_map(|family| &family.series) {
-            if let Series::Histogram(cells) = &entry.series {
-                show(labels, &|snapshot| cells.add_to(snapshot));
-            }
+        let registry = self.lock();
+        let Some(family) = registry.families.get(name) else { return };
+        for (at, series) in family.series.iter().enumerate().zip(family.marks()).filter_map(|(seen, mark)| mark.and(Some(seen))) {
+            show(&series.labels, &|snapshot| family.add_to(at, snapshot));
         }
     }
 
@@ -156,36 +160,92 @@ impl Recorder {
     }
 
     /// The calling thread's cell; `None` when the name already belongs to another kind.
-    fn register<C>(&self, kind: Kind, key: &Key, open: fn(&mut Series) -> Option<&mut Cells<C>>) -> Option<Arc<C>>
+    fn register<C>(&self, kind: Kind, key: &Key, open: fn(&mut Cells) -> Option<&mut Vec<Owned<C>>>) -> Option<Arc<C>>
     where
         C: Default,
     {
         let mut registry = self.lock();
         let family = registry.family(kind, key.name());
-        if family.kind != kind {
+        let Some(cells) = open(&mut family.cells) else {
             tracing::warn!(metric = key.name(), "registered as two kinds; the second one is not recorded");
             return None;
-        }
+        };
         let labels = labels_of(key);
-        let pairs = exposition::pairs(&labels);
-        let entry = family.series.entry(labels).or_insert_with(|| Entry {
-            pairs,
-            series: Series::empty(kind),
-            written: RefCell::default(),
+        let at = family.by_labels.get(&labels).copied().unwrap_or_else(|| {
+            let at = family.series.len() as u32;
+            let pairs = exposition::pairs(&labels);
+            family.by_labels.insert(labels.clone(), at);
+            family.series.push(Series { labels, pairs, cells: Vec::new(), written: RefCell::default() });
+            at
         });
-        open(&mut entry.series).map(Cells::mine)
+        let (mine, owner) = (&mut family.series[at as usize].cells, std::thread::current().id());
+        if let Some(owned) = mine.iter().map(|cell| &cells[*cell as usize]).find(|owned| owned.owner == owner) {
+            return Some(owned.cell.clone());
+        }
+        let cell = Arc::new(C::default());
+        mine.push(cells.len() as u32);
+        cells.push(Owned { series: at, owner, cell: cell.clone() });
+        Some(cell)
     }
 }
 
 impl Registry {
     fn family(&mut self, kind: Kind, name: &str) -> &mut Family {
         let name = exposition::metric_name(name);
-        self.families.entry(name).or_insert_with(|| Family { kind, help: String::new(), series: BTreeMap::new() })
+        self.families.entry(name).or_insert_with(|| Family::empty(kind))
+    }
+}
+
+impl Family {
+    fn empty(kind: Kind) -> Self {
+        let cells = match kind {
+            Kind::Counter => Cells::Counters(Vec::new()),
+            Kind::Gauge => Cells::Gauges(Vec::new()),
+            Kind::Histogram => Cells::Histograms(Vec::new()),
+        };
+        Self { kind, help: String::new(), series: Vec::new(), by_labels: HashMap::new(), cells }
     }
 
-    fn matching<'a>(&'a self, name: &str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Series> {
-        let series = self.families.get(name).into_iter().flat_map(|family| &family.series);
-        series.filter(|(has, _)| carries(has, labels)).map(|(_, entry)| &entry.series)
+    /// Of counters: the value of each series; of another kind zeros.
+    pub(super) fn counts(&self) -> Vec<u64> {
+        let mut counts = vec![0_u64; self.series.len()];
+        if let Cells::Counters(cells) = &self.cells {
+            for Owned { series, cell, .. } in cells {
+                let count = &mut counts[*series as usize];
+                *count = count.wrapping_add(cell.0.load(Relaxed));
+            }
+        }
+        counts
+    }
+
+    /// Of gauges: the value of each series; of another kind zeros.
+    pub(super) fn levels(&self) -> Vec<f64> {
+        let mut levels = vec![0.0; self.series.len()];
+        if let Cells::Gauges(cells) = &self.cells {
+            for Owned { series, cell, .. } in cells {
+                levels[*series as usize] += f64::from_bits(cell.0.load(Relaxed));
+            }
+        }
+        levels
+    }
+
+    /// Of histograms: for each series a number that changes with each value, and `None` for those that never had any.
+    pub(super) fn marks(&self) -> Vec<Option<u64>> {
+        let mut marks = vec![None; self.series.len()];
+        if let Cells::Histograms(cells) = &self.cells {
+            for Owned { series, cell, .. } in cells.iter().filter(|owned| !owned.cell.0.is_empty()) {
+                let mark: &mut Option<u64> = &mut marks[*series as usize];
+                *mark = Some(mark.unwrap_or(0).wrapping_add(cell.0.mark()));
+            }
+        }
+        marks
+    }
+
+    /// Adds what the histogram at this place holds.
+    pub(super) fn add_to(&self, at: usize, snapshot: &mut Snapshot) {
+        if let Cells::Histograms(cells) = &self.cells {
+            self.series[at].cells.iter().for_each(|cell| cells[*cell as usize].cell.0.add_to(snapshot));
+        }
     }
 }
 
@@ -197,65 +257,17 @@ fn labels_of(key: &Key) -> Labels {
     key.labels().map(|label| (exposition::label_name(label.key()), label.value().to_owned())).collect()
 }
 
-impl Series {
-    fn empty(kind: Kind) -> Self {
-        match kind {
-            Kind::Counter => Self::Counter(Cells(Vec::new())),
-            Kind::Gauge => Self::Gauge(Cells(Vec::new())),
-            Kind::Histogram => Self::Histogram(Cells(Vec::new())),
-        }
+impl Cells {
+    fn counters(&mut self) -> Option<&mut Vec<Owned<CounterCell>>> {
+        if let Self::Counters(cells) = self { Some(cells) } else { None }
     }
 
-    fn counters(&mut self) -> Option<&mut Cells<CounterCell>> {
-        if let Self::Counter(cells) = self { Some(cells) } else { None }
+    fn gauges(&mut self) -> Option<&mut Vec<Owned<GaugeCell>>> {
+        if let Self::Gauges(cells) = self { Some(cells) } else { None }
     }
 
-    fn gauges(&mut self) -> Option<&mut Cells<GaugeCell>> {
-        if let Self::Gauge(cells) = self { Some(cells) } else { None }
-    }
-
-    fn histograms(&mut self) -> Option<&mut Cells<HistogramCell>> {
-        if let Self::Histogram(cells) = self { Some(cells) } else { None }
-    }
-}
-
-impl<C: Default> Cells<C> {
-    fn mine(&mut self) -> Arc<C> {
-        let me = std::thread::current().id();
-        if let Some((_, cell)) = self.0.iter().find(|(owner, _)| *owner == me) {
-            return cell.clone();
-        }
-        let cell = Arc::new(C::default());
-        self.0.push((me, cell.clone()));
-        cell
-    }
-}
-
-impl Cells<CounterCell> {
-    pub(super) fn sum(&self) -> u64 {
-        self.0.iter().fold(0, |sum, (_, cell)| sum.wrapping_add(cell.0.load(Relaxed)))
-    }
-}
-
-impl Cells<GaugeCell> {
-    pub(super) fn sum(&self) -> f64 {
-        self.0.iter().map(|(_, cell)| f64::from_bits(cell.0.load(Relaxed))).fold(0.0, |sum, value| sum + value)
-    }
-}
-
-impl Cells<HistogramCell> {
-    /// Nothing was ever recorded.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(|(_, cell)| cell.0.is_empty())
-    }
-
-    /// A number that changes with each value.
-    pub(super) fn mark(&self) -> u64 {
-        self.0.iter().fold(0, |sum, (_, cell)| sum.wrapping_add(cell.0.mark()))
-    }
-
-    pub(super) fn add_to(&self, snapshot: &mut Snapshot) {
-        self.0.iter().for_each(|(_, cell)| cell.0.add_to(snapshot));
+    fn histograms(&mut self) -> Option<&mut Vec<Owned<HistogramCell>>> {
+        if let Self::Histograms(cells) = self { Some(cells) } else { None }
     }
 }
 
@@ -318,15 +330,15 @@ impl metrics::Recorder for Recorder {
     }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        self.register(Kind::Counter, key, Series::counters).map_or_else(Counter::noop, Counter::from_arc)
+        self.register(Kind::Counter, key, Cells::counters).map_or_else(Counter::noop, Counter::from_arc)
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        self.register(Kind::Gauge, key, Series::gauges).map_or_else(Gauge::noop, Gauge::from_arc)
+        self.register(Kind::Gauge, key, Cells::gauges).map_or_else(Gauge::noop, Gauge::from_arc)
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        self.register(Kind::Histogram, key, Series::histograms).map_or_else(Histogram::noop, Histogram::from_arc)
+        self.register(Kind::Histogram, key, Cells::histograms).map_or_else(Histogram::noop, Histogram::from_arc)
     }
 }
 

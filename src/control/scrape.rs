@@ -1,9 +1,10 @@
 //! The text of `/metrics`: the recorder's families, brought up to date with what the shards share, and the process's own.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics::{Gauge, counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 
 use super::exposition::{Page, pairs};
 use super::openmetrics::Format;
@@ -19,7 +20,8 @@ const PAGE_SPARE_BYTES: usize = 16 * 1024;
 
 pub(super) fn text(state: &State, format: Format) -> String {
     with_local_recorder(&state.recorder, || update(state));
-    let traces = |family: &str, labels: &Labels| exemplars(state, family, labels);
+    let routes = state.config.routes.iter().enumerate().map(|(at, route)| (route.name.as_str(), at)).collect();
+    let traces = |family: &str, labels: &Labels| exemplars(state, &routes, family, labels);
     let mut page = Page::new(format, state.page_bytes.get() + PAGE_SPARE_BYTES, Some(&traces));
     state.recorder.render(&mut page);
     shard_cpu(state, &mut page);
@@ -31,12 +33,12 @@ pub(super) fn text(state: &State, format: Format) -> String {
 }
 
 /// What the shards left behind for a route and outcome, which are the labels of the family of request durations.
-fn exemplars(state: &State, family: &str, labels: &Labels) -> Vec<Exemplar> {
+fn exemplars(state: &State, routes: &HashMap<&str, usize>, family: &str, labels: &Labels) -> Vec<Exemplar> {
     if family != "pilotlight_request_duration_seconds" {
         return Vec::new();
     }
     let label = |wanted: &str| labels.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-    let route = state.config.routes.iter().position(|route| label("route") == Some(&route.name));
+    let route = label("route").and_then(|route| routes.get(route).copied());
     let outcome = Outcome::ALL.iter().position(|outcome| label("outcome") == Some(outcome.as_str()));
     let (Some(route), Some(outcome)) = (route, outcome) else { return Vec::new() };
     let tables = state.shared().iter().filter_map(|shared| shared.exemplars.get());
@@ -94,17 +96,16 @@ fn update(state: &State) {
     if let Some(store) = &state.snapshot {
         snapshot(store.numbers());
     }
-    for (at, upstream) in state.config.upstreams.iter().enumerate() {
-        if state.config.retired.upstreams.contains(&at) {
-            continue;
-        }
-        for (number, server) in upstream.servers.iter().enumerate() {
-            let up = state.servers().addresses(at, number).iter().any(|(_, up)| *up);
-            let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
-            gauge!("pilotlight_upstream_server_up", &labels).set(f64::from(u8::from(up)));
-        }
+    let mut standing = state.standing.borrow_mut();
+    if standing.generation != state.generation.get() {
+        *standing = Standing::of(state);
     }
-    findings(state);
+    let servers = state.servers();
+    for (upstream, number, gauge) in &standing.servers {
+        let up = servers.addresses(*upstream, *number).iter().any(|(_, up)| *up);
+        gauge.set(f64::from(u8::from(up)));
+    }
+    findings(state, &standing);
     let now_ms = state.shards.now_mono_ms();
     for (shard, shared) in state.shared().iter().enumerate() {
         if let Some(age_ms) = status::heartbeat_age_ms(shared, now_ms) {
@@ -129,20 +130,46 @@ fn snapshot(numbers: Numbers) {
     counter!("pilotlight_snapshot_failures_total").absolute(numbers.failures);
 }
 
-/// A finding's series stays, at 0, when it is over. Those of shards and upstreams are there from the start, those of routes with the first.
-fn findings(state: &State) {
-    let board = state.board.borrow();
-    let shards = (0..state.shards.count()).map(|shard| (watchdog::Kind::ShardStalled, shard.to_string()));
-    let upstreams = state.config.upstreams.iter().flat_map(|upstream| {
-        [watchdog::Kind::SlotsExhausted, watchdog::Kind::SyncTrap, watchdog::Kind::UpstreamDown]
-            .map(|kind| (kind, upstream.name.clone()))
-    });
-    let lately = board.recent().map(|finding| (finding.kind, finding.subject.clone()));
-    let active = |(kind, subject)| gauge!("pilotlight_finding_active", "kind" => watchdog::Kind::as_str(kind), "subject" => subject);
-    shards.chain(upstreams).chain(lately).for_each(|key| active(key).set(0));
-    for finding in board.active() {
-        active((finding.kind, finding.subject.clone())).set(1);
+/// The gauges of a configuration's servers and upstreams. There are hundreds, and to look each up again would cost every scrape.
+#[derive(Default)]
+pub(super) struct Standing {
+    /// The configuration they are for; 0: none yet.
+    generation: u64,
+    /// By upstream and number of the server.
+    servers: Vec<(usize, usize, Gauge)>,
+    findings: Vec<Gauge>,
+}
+
+impl Standing {
+    fn of(state: &State) -> Self {
+        let config = &state.config;
+        let upstreams = config.upstreams.iter().enumerate();
+        let in_use = upstreams.filter(|(at, _)| !config.retired.upstreams.contains(at));
+        let servers = in_use.flat_map(|(at, upstream)| {
+            upstream.servers.iter().enumerate().map(move |(number, server)| {
+                let labels = [("upstream", upstream.name.clone()), ("server", server.to_string())];
+                (at, number, gauge!("pilotlight_upstream_server_up", &labels))
+            })
+        });
+        let of_shards = (0..state.shards.count()).map(|shard| active(watchdog::Kind::ShardStalled, shard.to_string()));
+        let of_upstreams = config.upstreams.iter().flat_map(|upstream| {
+            [watchdog::Kind::SlotsExhausted, watchdog::Kind::SyncTrap, watchdog::Kind::UpstreamDown]
+                .map(|kind| active(kind, upstream.name.clone()))
+        });
+        Self { generation: state.generation.get(), servers: servers.collect(), findings: of_shards.chain(of_upstreams).collect() }
     }
+}
+
+fn active(kind: watchdog::Kind, subject: String) -> Gauge {
+    gauge!("pilotlight_finding_active", "kind" => kind.as_str(), "subject" => subject)
+}
+
+/// A finding's series stays, at 0, when it is over. Those of shards and upstreams are there from the start, those of routes with the first.
+fn findings(state: &State, standing: &Standing) {
+    let board = state.board.borrow();
+    standing.findings.iter().for_each(|gauge| gauge.set(0));
+    board.recent().for_each(|finding| active(finding.kind, finding.subject.clone()).set(0));
+    board.active().iter().for_each(|finding| active(finding.kind, finding.subject.clone()).set(1));
     for kind in watchdog::Kind::ALL {
         counter!("pilotlight_findings_total", "kind" => kind.as_str()).absolute(board.begun(kind));
     }

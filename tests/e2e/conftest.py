@@ -20,6 +20,7 @@ def pytest_configure(config):
 ALONE = {
     "test_bulkheads",
     "test_busy_poll",
+    "test_coalesce",
     "test_edges",
     "test_hot_path",
     "test_idle",
