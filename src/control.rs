@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
@@ -133,9 +134,10 @@ struct State {
     board: RefCell<watchdog::Board>,
     started_mono_ms: u64,
     started_unix_secs: f64,
-    /// How long the last page of metrics was.
-    page_bytes: Cell<usize>,
+    /// The last page of metrics, whose memory the next one takes.
+    page: RefCell<Bytes>,
     standing: RefCell<scrape::Standing>,
+    room: room::Recent,
     draining: Cell<bool>,
     drain_requested: Notify,
     /// The watchdog has found a shard dead.
@@ -204,8 +206,9 @@ impl Control {
             doorbell: Doorbell::new(self.acks)?,
             recorder: self.recorder,
             config: Current::new(self.config),
-            page_bytes: Cell::new(0),
+            page: RefCell::default(),
             standing: RefCell::default(),
+            room: room::Recent::default(),
             draining: Cell::new(false),
             drain_requested: Notify::new(),
             shard_lost: Notify::new(),

@@ -19,6 +19,8 @@ use crate::io::deadlines::{DeadlineKey, Deadlines, Expiry};
 use crate::io::stream::{Connected, peek};
 
 const BUF_BYTES: usize = 16 * 1024;
+/// For bodies beyond some of the former: many small reads take time that would be taken for the server's.
+const LARGE_BUF_BYTES: usize = 256 * 1024;
 /// After so long between requests the server is looked at for a sign that it has closed.
 const DOUBT_NS: u64 = 500_000_000;
 
@@ -152,6 +154,9 @@ impl Connection {
             self.filled = 0;
             if left == 0 {
                 return Ok(());
+            }
+            if left > 4 * BUF_BYTES as u64 && self.buf.len() < LARGE_BUF_BYTES {
+                self.buf.resize(LARGE_BUF_BYTES, 0);
             }
             if self.read_more().await? == 0 {
                 return Err(Failure::Reset);

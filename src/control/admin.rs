@@ -50,7 +50,12 @@ pub(super) async fn serve(listener: Listener, state: Rc<State>) -> std::io::Resu
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            accept_all(async || listener.accept().await.map(|(stream, _)| stream), &state).await
+            let prompt = |(stream, _): (tokio::net::TcpStream, _)| {
+                // Or the end of a long page waits for the client's delayed acknowledgement, some 40 ms. Where it fails the client is gone.
+                let _ = stream.set_nodelay(true);
+                stream
+            };
+            accept_all(async || listener.accept().await.map(prompt), &state).await
         }
         Listener::Unix(listener, _file) => {
             let listener = tokio::net::UnixListener::from_std(listener)?;

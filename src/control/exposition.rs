@@ -3,7 +3,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::histogram::{LE, Scale, Snapshot};
+use super::histogram::{Coarse, LE, Scale};
 use super::openmetrics::{self, Format};
 use super::recorder::{Family, Kind, Labels};
 use crate::base::exemplar::Exemplar;
@@ -16,18 +16,15 @@ pub(super) struct Page<'a> {
     out: String,
     format: Format,
     traces: Option<Traces<'a>>,
-    /// Of the series that is being written, so that a scrape needs only one.
-    snapshot: Snapshot,
     /// `name_bucket{labels,le="`: the beginning of nearly all lines.
     prefix: String,
 }
 
 impl<'a> Page<'a> {
-    /// `bytes`: how long the page may become.
-    pub(super) fn new(format: Format, bytes: usize, traces: Option<Traces<'a>>) -> Self {
+    /// Writes behind what is in `out`.
+    pub(super) fn new(format: Format, out: String, traces: Option<Traces<'a>>) -> Self {
         let traces = traces.filter(|_| format == Format::OpenMetrics);
-        let (out, prefix) = (String::with_capacity(bytes), String::new());
-        Self { out, format, traces, snapshot: Snapshot::default(), prefix }
+        Self { out, format, traces, prefix: String::new() }
     }
 
     pub(super) fn end(mut self) -> String {
@@ -51,7 +48,11 @@ impl<'a> Page<'a> {
                 }
             }
             Kind::Gauge => {
-                family.series.iter().zip(family.levels()).for_each(|(series, level)| self.number(name, &series.pairs, level));
+                family
+                    .series
+                    .iter()
+                    .zip(family.levels())
+                    .for_each(|(series, level)| self.number(name, &series.pairs, level));
             }
             Kind::Histogram => {
                 let recorded = family.marks().into_iter().enumerate().filter_map(|(at, mark)| Some((at, mark?)));
@@ -91,12 +92,8 @@ impl<'a> Page<'a> {
             self.out.push_str(&written.text);
             return;
         }
-        let mut snapshot = std::mem::take(&mut self.snapshot);
-        snapshot.clear();
-        family.add_to(at, &mut snapshot);
         let start = self.out.len();
-        self.histogram(name, &traces, &series.pairs, &snapshot);
-        self.snapshot = snapshot;
+        self.histogram(name, &traces, &series.pairs, &family.coarse(at));
         written.mark = mark;
         // What changed since the last scrape will have changed again by the next.
         written.format = format.filter(|_| same);
@@ -106,21 +103,21 @@ impl<'a> Page<'a> {
         }
     }
 
-    fn histogram(&mut self, name: &str, traces: &[Exemplar], pairs: &str, snapshot: &Snapshot) {
-        let count = snapshot.count();
+    fn histogram(&mut self, name: &str, traces: &[Exemplar], pairs: &str, coarse: &Coarse) {
+        let (below, count) = coarse.cumulative();
         self.prefix.clear();
         for part in [name, "_bucket{", pairs, if pairs.is_empty() { "le=\"" } else { ",le=\"" }] {
             self.prefix.push_str(part);
         }
         let scale = scale_of(name);
         let mut lower_ns = None;
-        for (bound, count) in LE.iter().zip(snapshot.cumulative()).filter(|(bound, _)| bound.is_shown(scale)) {
-            self.bucket(bound.text, count, traces, lower_ns, bound.ns);
+        for (bound, below) in LE.iter().zip(below).filter(|(bound, _)| bound.is_shown(scale)) {
+            self.bucket(bound.text, below, traces, lower_ns, bound.ns);
             lower_ns = Some(bound.ns);
         }
         self.bucket("+Inf", count, traces, lower_ns, u64::MAX);
         self.sample([name, "_sum"], pairs);
-        let _ = writeln!(self.out, "{}", Number(snapshot.sum_ns as f64 / 1e9));
+        let _ = writeln!(self.out, "{}", Number(coarse.sum_ns as f64 / 1e9));
         self.count([name, "_count"], pairs, count);
     }
 
@@ -205,6 +202,9 @@ impl Display for Number {
             f.write_str("+Inf")
         } else if self.0 == f64::NEG_INFINITY {
             f.write_str("-Inf")
+        } else if self.0 as i32 as f64 == self.0 {
+            // Most gauges, and much quicker.
+            f.write_str(itoa::Buffer::new().format(self.0 as i32))
         } else {
             write!(f, "{}", self.0)
         }

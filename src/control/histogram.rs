@@ -214,6 +214,38 @@ impl HistogramCells {
         }
         snapshot.sum_ns = snapshot.sum_ns.wrapping_add(self.sum_ns.load(Relaxed));
     }
+
+    /// As `add_to`, of what the text shows.
+    pub fn add_to_coarse(&self, coarse: &mut Coarse) {
+        let Some(buckets) = self.buckets.get() else { return };
+        let mut from = 0;
+        for (total, to) in coarse.counts.iter_mut().zip(LE_BUCKETS.into_iter().chain([BUCKETS])) {
+            *total += buckets[from..to].iter().map(|cell| cell.load(Relaxed)).sum::<u64>();
+            from = to;
+        }
+        coarse.sum_ns = coarse.sum_ns.wrapping_add(self.sum_ns.load(Relaxed));
+    }
+}
+
+/// What one or more histograms held at a moment, at the bounds of [`LE`] alone.
+#[derive(Debug, Clone, Default)]
+pub struct Coarse {
+    /// The values beyond the bound before and up to this one; last those beyond all.
+    counts: [u64; LE.len() + 1],
+    pub sum_ns: u64,
+}
+
+impl Coarse {
+    /// The counts up to each of [`LE`] in their order, and of all.
+    #[must_use]
+    pub fn cumulative(&self) -> ([u64; LE.len()], u64) {
+        let (mut below, mut total) = ([0; LE.len()], 0);
+        for (below, count) in below.iter_mut().zip(&self.counts) {
+            total += count;
+            *below = total;
+        }
+        (below, total + self.counts[LE.len()])
+    }
 }
 
 /// What one or more histograms held at a moment.
@@ -230,12 +262,6 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Empties it, so that one snapshot serves a whole scrape.
-    pub fn clear(&mut self) {
-        self.buckets.fill(0);
-        self.sum_ns = 0;
-    }
-
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -246,17 +272,6 @@ impl Snapshot {
             *sum += more;
         }
         self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
-    }
-
-    /// The cumulative counts at the bounds of [`LE`], in their order.
-    #[must_use]
-    pub fn cumulative(&self) -> [u64; LE.len()] {
-        let (mut from, mut total) = (0, 0);
-        LE_BUCKETS.map(|to| {
-            total += self.buckets[from..to].iter().sum::<u64>();
-            from = to;
-            total
-        })
     }
 
     /// An estimate of the `q`-quantile (0.0 to 1.0), at most an eighth too high or too low; `None` when nothing was recorded.
@@ -348,10 +363,13 @@ mod tests {
             cells.record_ns(ns, 1);
             cells.record_ns(ns + 1, 1);
         }
-        let mut snapshot = Snapshot::default();
+        let (mut snapshot, mut coarse) = (Snapshot::default(), Coarse::default());
         cells.add_to(&mut snapshot);
-        let expected: Vec<u64> = (0..LE.len() as u64).map(|i| 2 * i + 1).collect();
-        assert_eq!(snapshot.cumulative().to_vec(), expected);
+        (0..3).for_each(|_| cells.add_to_coarse(&mut coarse));
+        let (below, total) = coarse.cumulative();
+        let expected: Vec<u64> = (0..LE.len() as u64).map(|i| 3 * (2 * i + 1)).collect();
+        assert_eq!(below.to_vec(), expected);
+        assert_eq!((total, coarse.sum_ns), (3 * snapshot.count(), 3 * snapshot.sum_ns));
         assert_eq!(snapshot.count(), 2 * LE.len() as u64);
     }
 

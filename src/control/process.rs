@@ -7,16 +7,15 @@ use std::os::unix::fs::MetadataExt as _;
 use super::exposition::Page;
 use super::recorder::Kind;
 
-/// Writes the families `process_*`.
-pub(super) fn render(page: &mut Page<'_>, started_unix_secs: f64) {
+/// Writes the families `process_*`, and how many bytes of memory the process may use.
+pub(super) fn render(page: &mut Page<'_>, started_unix_secs: f64, memory_limit: Option<u64>) {
     let mut gauge = |name: &str, help: &str, value: Option<f64>| family(page, name, Kind::Gauge, help, value);
     let memory = memory_bytes();
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory.map(|(_, resident)| resident));
     gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", memory.map(|(virtual_, _)| virtual_));
-    let limit = super::room::limit();
     let help =
         "Memory that this process may use: the least of its control groups, its resource limits and the machine.";
-    gauge("pilotlight_memory_limit_bytes", help, limit.map(|limit| limit.bytes as f64));
+    gauge("pilotlight_memory_limit_bytes", help, memory_limit.map(|bytes| bytes as f64));
     gauge("process_open_fds", "Number of open file descriptors.", open_fds());
     gauge("process_max_fds", "Maximum number of open file descriptors.", max_fds());
     gauge("process_start_time_seconds", "Start time since the Unix epoch in seconds.", Some(started_unix_secs));

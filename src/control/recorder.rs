@@ -13,7 +13,7 @@ use std::thread::ThreadId;
 use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 
 use super::exposition::{self, Page};
-use super::histogram::{HistogramCells, Snapshot};
+use super::histogram::{Coarse, HistogramCells, Snapshot};
 use super::openmetrics::Format;
 
 /// A cheap handle on the registry; clones share it.
@@ -141,8 +141,10 @@ impl Recorder {
     pub(super) fn each_histogram(&self, name: &str, mut show: impl FnMut(&Labels, &dyn Fn(&mut Snapshot))) {
         let registry = self.lock();
         let Some(family) = registry.families.get(name) else { return };
-        for (at, series) in family.series.iter().enumerate().zip(family.marks()).filter_map(|(seen, mark)| mark.and(Some(seen))) {
-            show(&series.labels, &|snapshot| family.add_to(at, snapshot));
+        for (at, series) in
+            family.series.iter().enumerate().zip(family.marks()).filter_map(|(seen, mark)| mark.and(Some(seen)))
+        {
+            show(&series.labels, &|snapshot| family.histograms(at).for_each(|cells| cells.add_to(snapshot)));
         }
     }
 
@@ -241,11 +243,17 @@ impl Family {
         marks
     }
 
-    /// Adds what the histogram at this place holds.
-    pub(super) fn add_to(&self, at: usize, snapshot: &mut Snapshot) {
-        if let Cells::Histograms(cells) = &self.cells {
-            self.series[at].cells.iter().for_each(|cell| cells[*cell as usize].cell.0.add_to(snapshot));
-        }
+    /// The cells of the histogram at this place.
+    fn histograms(&self, at: usize) -> impl Iterator<Item = &HistogramCells> {
+        let all: &[Owned<HistogramCell>] = if let Cells::Histograms(cells) = &self.cells { cells } else { &[] };
+        self.series[at].cells.iter().filter_map(|cell| all.get(*cell as usize)).map(|owned| &owned.cell.0)
+    }
+
+    /// What the histogram at this place holds.
+    pub(super) fn coarse(&self, at: usize) -> Coarse {
+        let mut coarse = Coarse::default();
+        self.histograms(at).for_each(|cells| cells.add_to_coarse(&mut coarse));
+        coarse
     }
 }
 

@@ -10,7 +10,7 @@ use metrics::{counter, describe_counter, describe_histogram, gauge, histogram, w
 use std::time::Duration;
 
 fn rendered(recorder: &Recorder) -> String {
-    let mut page = Page::new(Format::Text, 0, None);
+    let mut page = Page::new(Format::Text, String::new(), None);
     recorder.render(&mut page);
     page.end()
 }
@@ -82,7 +82,7 @@ fn what_is_written_again_is_what_was_recorded_by_then() {
             0 => Vec::new(),
             value_ns => vec![Exemplar { trace_id: 7, value_ns, unix_ms: 1 }],
         };
-        let mut page = Page::new(Format::OpenMetrics, 0, Some(&traces));
+        let mut page = Page::new(Format::OpenMetrics, String::new(), Some(&traces));
         recorder.render(&mut page);
         page.end()
     };
@@ -177,7 +177,7 @@ fn openmetrics_differs_where_it_must() {
         if labels[0].1 == "/a" { seen } else { Vec::new() }
     };
     let page = |format| {
-        let mut page = Page::new(format, 0, Some(&traces));
+        let mut page = Page::new(format, String::new(), Some(&traces));
         recorder.render(&mut page);
         page.end()
     };

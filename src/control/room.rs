@@ -1,10 +1,13 @@
 //! How much memory this process may use, so that a cache that cannot fit is said so at the start and not by the kernel's killer later.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Resident memory beside the cache: the program, its threads, rings and tables, and buffers of some clients.
 const BESIDE_BYTES: u64 = 32 << 20;
+const READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// The least of all that bound it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,24 @@ pub fn limit() -> Option<Limit> {
     let resources = resources.into_iter().filter_map(|(resource, name)| Some(of(resource_limit(resource)?, name)));
     let files = limit_in(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
     resources.chain(files).min_by_key(|limit| limit.bytes)
+}
+
+/// The limit of a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct Recent(Cell<Option<(Instant, Option<u64>)>>);
+
+impl Recent {
+    /// In bytes, not older than [`READ_AGAIN`]: to read it takes dozens of system calls, and it hardly ever changes.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        if let Some((read_at, bytes)) = self.0.get()
+            && read_at.elapsed() < READ_AGAIN
+        {
+            return bytes;
+        }
+        let bytes = limit().map(|limit| limit.bytes);
+        self.0.set(Some((Instant::now(), bytes)));
+        bytes
+    }
 }
 
 /// Says so in the log when a cache of so many bytes may be more than there is.

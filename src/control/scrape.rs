@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use metrics::{Gauge, counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 
 use super::exposition::{Page, pairs};
@@ -18,18 +19,31 @@ use crate::base::outcome::Outcome;
 /// A little more than the page before, so that it is hardly ever copied while it grows.
 const PAGE_SPARE_BYTES: usize = 16 * 1024;
 
-pub(super) fn text(state: &State, format: Format) -> String {
+pub(super) fn text(state: &State, format: Format) -> Bytes {
     with_local_recorder(&state.recorder, || update(state));
     let routes = state.config.routes.iter().enumerate().map(|(at, route)| (route.name.as_str(), at)).collect();
     let traces = |family: &str, labels: &Labels| exemplars(state, &routes, family, labels);
-    let mut page = Page::new(format, state.page_bytes.get() + PAGE_SPARE_BYTES, Some(&traces));
+    let mut page = Page::new(format, blank(state.page.take()), Some(&traces));
     state.recorder.render(&mut page);
     shard_cpu(state, &mut page);
     shields(state, &mut page);
-    process::render(&mut page, state.started_unix_secs);
-    let text = page.end();
-    state.page_bytes.set(text.len());
+    process::render(&mut page, state.started_unix_secs, state.room.bytes());
+    let text = Bytes::from(page.end());
+    state.page.replace(text.clone());
     text
+}
+
+/// Where a page can be written: the memory of the last one, unless its client still takes it. With a hundred routes it is megabytes, which
+/// the system would have to clear anew for each scrape.
+fn blank(last: Bytes) -> String {
+    let bytes = last.len() + PAGE_SPARE_BYTES;
+    let used = last.try_into_mut().map(|mut used| {
+        used.clear();
+        Vec::from(used)
+    });
+    let mut blank = String::from_utf8(used.unwrap_or_default()).unwrap_or_default();
+    blank.reserve(bytes);
+    blank
 }
 
 /// What the shards left behind for a route and outcome, which are the labels of the family of request durations.
@@ -156,7 +170,11 @@ impl Standing {
             [watchdog::Kind::SlotsExhausted, watchdog::Kind::SyncTrap, watchdog::Kind::UpstreamDown]
                 .map(|kind| active(kind, upstream.name.clone()))
         });
-        Self { generation: state.generation.get(), servers: servers.collect(), findings: of_shards.chain(of_upstreams).collect() }
+        Self {
+            generation: state.generation.get(),
+            servers: servers.collect(),
+            findings: of_shards.chain(of_upstreams).collect(),
+        }
     }
 }
 
