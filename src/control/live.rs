@@ -11,7 +11,7 @@ mod hot;
 mod sampler;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::fs;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::histogram::{BAND_FIRST_POWER, BANDS, Snapshot};
 use super::recorder::Labels;
@@ -127,7 +127,8 @@ fn event(name: &str, json: &str) -> Bytes {
 /// Until it is dropped: sums up each second, and tells who watches.
 pub(super) async fn run(state: Rc<State>) {
     let (mut sampler, mut hot, mut busy) = (Sampler::default(), HotKeys::default(), Busy::default());
-    let mut ticks = tokio::time::interval(EVERY);
+    // Between two looks of the watchdog, so that a scrape never waits for both.
+    let mut ticks = tokio::time::interval_at(Instant::now() + super::watchdog::EVERY / 2, EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -175,12 +176,15 @@ fn totals(state: &State) -> Totals {
     totals.routes.resize_with(config.routes.len(), Route::default);
     totals.upstreams.resize_with(config.upstreams.len(), Upstream::default);
     totals.lag.resize_with(state.shards.count(), Snapshot::default);
-    let route = |labels: &Labels| at(config.routes.iter().map(|route| &*route.name), label(labels, "route")?);
-    let upstream = |labels: &Labels| at(config.upstreams.iter().map(|one| &*one.name), label(labels, "upstream")?);
+    let routes: HashMap<&str, usize> = config.routes.iter().enumerate().map(|(at, route)| (&*route.name, at)).collect();
+    let upstreams: HashMap<&str, usize> =
+        config.upstreams.iter().enumerate().map(|(at, one)| (&*one.name, at)).collect();
+    let route = |labels: &Labels| routes.get(label(labels, "route")?).copied();
+    let upstream = |labels: &Labels| upstreams.get(label(labels, "upstream")?).copied();
 
     recorder.each_value("pilotlight_requests_total", |labels, count| {
         let count = count as u64;
-        let outcome = label(labels, "outcome").and_then(|name| at(Outcome::ALL.iter().map(|o| o.as_str()), name));
+        let outcome = label(labels, "outcome").and_then(|name| Outcome::ALL.iter().position(|o| o.as_str() == name));
         if let (Some(route), Some(outcome)) = (route(labels), outcome) {
             totals.routes[route].outcomes[outcome] += count;
         }
@@ -214,22 +218,18 @@ fn label<'a>(labels: &'a Labels, name: &str) -> Option<&'a str> {
     labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str())
 }
 
-fn at<'a>(mut names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<usize> {
-    names.position(|name| name == wanted)
-}
-
 /// Which share of a core each shard's thread used, as the kernel counts it: so it is true of a stuck shard too.
 #[derive(Debug, Default)]
 struct Busy {
     /// Of each shard: its entry in /proc and the time it has run.
     threads: Vec<Option<(String, u64)>>,
-    read_at: Option<tokio::time::Instant>,
+    read_at: Option<Instant>,
 }
 
 impl Busy {
     /// `None` where nothing is known: the first time, and where the kernel does not tell.
     fn shares(&mut self, shards: usize) -> Vec<Option<f64>> {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let elapsed = self.read_at.replace(now).map(|last| now - last);
         if self.threads.len() != shards {
             self.threads = shard_threads(shards);

@@ -41,6 +41,8 @@ pub(super) struct Family {
     /// In the order in which they were registered.
     pub(super) series: Vec<Series>,
     by_labels: HashMap<Labels, u32>,
+    /// The most labels that a series has.
+    labels_max: usize,
     cells: Cells,
 }
 
@@ -104,13 +106,18 @@ impl Recorder {
     /// The sum of the counters or gauges of this name that carry all these labels; `None` when there is none.
     #[must_use]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let mut sum = None;
-        self.each_value(name, |has, value| {
-            if carries(has, labels) {
-                sum = Some(sum.unwrap_or(0.0) + value);
+        let registry = self.lock();
+        let family = registry.families.get(name)?;
+        if labels.len() == family.labels_max {
+            // None of the others can carry all of them.
+            let labels =
+                labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Labels>();
+            if let Some(at) = family.by_labels.get(&labels) {
+                return family.value(*at as usize);
             }
-        });
-        sum
+        }
+        let wanted = family.series.iter().zip(family.values()).filter(|(series, _)| carries(&series.labels, labels));
+        wanted.map(|(_, value)| value).reduce(|sum, value| sum + value)
     }
 
     /// What the histograms of this name hold that carry all these labels, for quantiles.
@@ -125,16 +132,13 @@ impl Recorder {
         snapshot
     }
 
-    /// Shows the labels and the sum of each counter or gauge of this name.
+    /// Shows the labels and the sum of each counter or gauge of this name. Counters that are 0 are left out: most are.
     pub(super) fn each_value(&self, name: &str, mut show: impl FnMut(&Labels, f64)) {
         let registry = self.lock();
         let Some(family) = registry.families.get(name) else { return };
-        let values = match family.kind {
-            Kind::Counter => family.counts().into_iter().map(|count| count as f64).collect(),
-            Kind::Gauge => family.levels(),
-            Kind::Histogram => Vec::new(),
-        };
-        family.series.iter().zip(values).for_each(|(series, value)| show(&series.labels, value));
+        let seen =
+            family.series.iter().zip(family.values()).filter(|(_, value)| family.kind != Kind::Counter || *value > 0.0);
+        seen.for_each(|(series, value)| show(&series.labels, value));
     }
 
     /// Shows the labels of each histogram of this name that has a value, and what adds its values to a snapshot.
@@ -177,6 +181,7 @@ impl Recorder {
             let at = family.series.len() as u32;
             let pairs = exposition::pairs(&labels);
             family.by_labels.insert(labels.clone(), at);
+            family.labels_max = family.labels_max.max(labels.len());
             family.series.push(Series { labels, pairs, cells: Vec::new(), written: RefCell::default() });
             at
         });
@@ -205,7 +210,7 @@ impl Family {
             Kind::Gauge => Cells::Gauges(Vec::new()),
             Kind::Histogram => Cells::Histograms(Vec::new()),
         };
-        Self { kind, help: String::new(), series: Vec::new(), by_labels: HashMap::new(), cells }
+        Self { kind, help: String::new(), series: Vec::new(), by_labels: HashMap::new(), labels_max: 0, cells }
     }
 
     /// Of counters: the value of each series; of another kind zeros.
@@ -229,6 +234,29 @@ impl Family {
             }
         }
         levels
+    }
+
+    /// Of a counter or gauge.
+    fn value(&self, at: usize) -> Option<f64> {
+        let cells = self.series[at].cells.iter().map(|cell| *cell as usize);
+        match &self.cells {
+            Cells::Counters(all) => {
+                Some(cells.fold(0, |sum: u64, cell| sum.wrapping_add(all[cell].cell.0.load(Relaxed))) as f64)
+            }
+            Cells::Gauges(all) => {
+                Some(cells.fold(0.0, |sum, cell| sum + f64::from_bits(all[cell].cell.0.load(Relaxed))))
+            }
+            Cells::Histograms(_) => None,
+        }
+    }
+
+    /// Of counters and gauges: the value of each series.
+    fn values(&self) -> Vec<f64> {
+        match self.kind {
+            Kind::Counter => self.counts().into_iter().map(|count| count as f64).collect(),
+            Kind::Gauge => self.levels(),
+            Kind::Histogram => Vec::new(),
+        }
     }
 
     /// Of histograms: for each series a number that changes with each value, and `None` for those that never had any.

@@ -28,7 +28,7 @@ pub const STALLED_AFTER_MS: u64 = 1_500;
 /// A shard that did not beat for so long may have left old numbers.
 const BLIND_AFTER_MS: u64 = 750;
 /// How often it is looked.
-const EVERY: Duration = Duration::from_millis(250);
+pub(super) const EVERY: Duration = Duration::from_millis(250);
 /// Later than this after the look before, a look proves nothing: control itself did not run, so perhaps nobody did.
 const GAP_MS_MAX: u64 = 1_000;
 
