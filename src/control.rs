@@ -138,6 +138,8 @@ struct State {
     page: RefCell<Bytes>,
     standing: RefCell<scrape::Standing>,
     room: room::Recent,
+    /// Of a second ago at most.
+    process: Cell<process::Figures>,
     draining: Cell<bool>,
     drain_requested: Notify,
     /// The watchdog has found a shard dead.
@@ -190,6 +192,7 @@ impl Control {
         let mut signals = Signals::new(self.signals, &[SIGTERM, SIGINT])?;
         let hangup = Signals::new(self.signals, &[SIGHUP])?;
         let upgrade = Signals::new(self.signals, &[SIGUSR2])?;
+        let room = room::Recent::default();
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
             started_unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
@@ -208,7 +211,8 @@ impl Control {
             config: Current::new(self.config),
             page: RefCell::default(),
             standing: RefCell::default(),
-            room: room::Recent::default(),
+            process: Cell::new(process::Figures::read(room.bytes())),
+            room,
             draining: Cell::new(false),
             drain_requested: Notify::new(),
             shard_lost: Notify::new(),

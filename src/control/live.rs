@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::histogram::{BAND_FIRST_POWER, BANDS, Snapshot};
+use super::process::Figures;
 use super::recorder::Labels;
 use super::{State, status};
 use crate::base::outcome::Outcome;
@@ -124,7 +125,7 @@ fn event(name: &str, json: &str) -> Bytes {
     Bytes::from(format!("event: {name}\nretry: 1000\ndata: {json}\n\n"))
 }
 
-/// Until it is dropped: sums up each second, and tells who watches.
+/// Until it is dropped: sums up each second, reads what the process uses, and tells who watches.
 pub(super) async fn run(state: Rc<State>) {
     let (mut sampler, mut hot, mut busy) = (Sampler::default(), HotKeys::default(), Busy::default());
     // Between two looks of the watchdog, so that a scrape never waits for both.
@@ -132,6 +133,7 @@ pub(super) async fn run(state: Rc<State>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        state.process.set(Figures::read(state.room.bytes()));
         let unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let second = sampler.sample(totals(&state), unix_secs);
         let Some(second) = second.and_then(|second| serde_json::to_string(&second).ok()) else { continue };

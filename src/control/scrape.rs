@@ -27,7 +27,7 @@ pub(super) fn text(state: &State, format: Format) -> Bytes {
     state.recorder.render(&mut page);
     shard_cpu(state, &mut page);
     shields(state, &mut page);
-    process::render(&mut page, state.started_unix_secs, state.room.bytes());
+    process::render(&mut page, state.started_unix_secs, &state.process.get());
     let text = Bytes::from(page.end());
     state.page.replace(text.clone());
     text
