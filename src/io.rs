@@ -18,6 +18,7 @@ pub mod limit;
 pub mod listener;
 pub mod mailbox;
 pub mod notify;
+pub mod pace;
 pub mod pass;
 pub mod pool;
 pub mod reply;

@@ -13,7 +13,7 @@ use std::rc::Rc;
 /// How much one read of a body asks for.
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// The same while there is more than `LARGE_BYTES` to come: each piece wakes a reader and a writer, which is most of what a large body costs.
-const LARGE_CHUNK_BYTES: usize = 256 * 1024;
+pub const LARGE_CHUNK_BYTES: usize = 256 * 1024;
 const LARGE_BYTES: usize = 1024 * 1024;
 
 /// Where a message stops being readable.
@@ -149,6 +149,8 @@ enum Framing {
 pub struct BodyReader {
     framing: Framing,
     pub read_bytes: u64,
+    /// How much one read asks for while there is more than `LARGE_BYTES` to come.
+    pub large_chunk_bytes: usize,
 }
 
 impl BodyReader {
@@ -159,7 +161,7 @@ impl BodyReader {
             BodyLength::Chunked => Framing::Chunked(Decoder::new()),
             BodyLength::UntilClose => Framing::UntilClose,
         };
-        Self { framing, read_bytes: 0 }
+        Self { framing, read_bytes: 0, large_chunk_bytes: LARGE_CHUNK_BYTES }
     }
 
     pub fn is_done(&self) -> bool {
@@ -242,7 +244,7 @@ impl BodyReader {
                 Framing::Chunked(_) | Framing::Done => 0,
             };
             let result = if most > 0 {
-                let room = if most > LARGE_BYTES { LARGE_CHUNK_BYTES } else { CHUNK_BYTES.min(most) };
+                let room = if most > LARGE_BYTES { self.large_chunk_bytes } else { CHUNK_BYTES.min(most) };
                 out.reserve(room);
                 let (result, buf) = source.read_onto(out, most, by_mono_ms, expiry).await;
                 out = buf;

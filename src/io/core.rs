@@ -86,6 +86,8 @@ pub struct Shard {
     /// Set before anything is served, or never. What it tells follows the configuration.
     pub journal: OnceCell<Journal>,
     pub draining: Cell<bool>,
+    /// Bodies that are on their way in large pieces.
+    pub wide_bodies: Cell<u32>,
     /// Client connections, and how many of them are between requests.
     pub connections: Cell<usize>,
     pub idle: Cell<usize>,
@@ -142,6 +144,7 @@ impl Shard {
             shields: Current::new(Arc::new(shield::queries(&common))),
             journal: OnceCell::new(),
             draining: Cell::new(false),
+            wide_bodies: Cell::new(0),
             connections: Cell::new(0),
             idle: Cell::new(0),
             listeners: RefCell::new(Vec::new()),

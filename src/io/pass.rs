@@ -1,10 +1,12 @@
 //! Streaming a response to a client: from the upstream with back-pressure, or from a fetch that is being stored.
 
 use super::body::{BodyError, CHUNK_BYTES};
+use super::clock;
 use super::deadlines::Expiry;
 use super::downstream::{Client, Request};
 use super::exchange::{CUT, Exchange};
 use super::fetch::{Flight, Stage};
+use super::pace::Pace;
 use super::tunnel::{self, Side};
 use crate::base::outcome::Outcome;
 use crate::base::time::Now;
@@ -191,6 +193,7 @@ async fn stream(
         client.write_out(out).await?;
         return Ok(Ok(()));
     }
+    let mut pace = Pace::new(&shard);
     // What came with the head goes out with the head.
     let mut result = exchange.body.take_buffered(&mut exchange.conn.source, &mut piece);
     loop {
@@ -198,13 +201,22 @@ async fn stream(
         if result.is_ok() && exchange.body.is_done() && framing == BodyLength::Chunked {
             out.extend_from_slice(chunked::LAST_CHUNK);
         }
+        let last = result.is_err() || exchange.body.is_done();
         if !out.is_empty() {
+            let (bytes, from_ns) = (out.len(), if last { 0 } else { clock::mono_ns() });
             let (written, buf) = client.write_buf(out).await;
             out = buf;
             written?;
             out.clear();
+            if !last {
+                let next_bytes = pace.took(bytes, clock::mono_ns().saturating_sub(from_ns));
+                exchange.body.large_chunk_bytes = next_bytes;
+                if out.capacity() > 2 * next_bytes {
+                    out = shard.take_buffer();
+                }
+            }
         }
-        if result.is_err() || exchange.body.is_done() {
+        if last {
             break;
         }
         if framing == BodyLength::Chunked {
