@@ -33,6 +33,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -700,9 +701,13 @@ impl Client {
                 unsent = send_now(fd, bytes);
             }
         };
-        let started = exchange::start(&shard, &plan, upload, interim);
-        // Who has left takes no place at the upstream any more.
-        let Some(result) = shard.leaving.unless_left(fd, started).await else { return Ok(false) };
+        let result = {
+            // Pinned here: it is kilobytes, which handing it on would copy each time.
+            let started = pin!(exchange::start(&shard, &plan, upload, interim));
+            // Who has left takes no place at the upstream any more.
+            shard.leaving.unless_left(fd, started).await
+        };
+        let Some(result) = result else { return Ok(false) };
         if !unsent.is_empty() {
             // What the socket did not take at once goes before everything else.
             self.write_out(unsent).await?;
