@@ -9,6 +9,9 @@ use std::rc::Rc;
 const WIDE_CHUNK_BYTES: usize = 1024 * 1024;
 /// So many bodies of a shard at a time: a client may stop in the middle of a piece.
 const WIDE_MAX: u32 = 32;
+/// What a client must have taken before: so much is never only in the kernel's buffers, which take the first MiB of any body at once, and
+/// hold the more of a server's for a client that does not read, the more is read of it at a time.
+const PROVEN_BYTES: u64 = 16 * 1024 * 1024;
 /// 64 MiB a second: half of what a gigabit carries.
 const FAST_NS_PER_BYTE: u64 = 15;
 /// 16 MiB a second.
@@ -17,19 +20,22 @@ const SLOW_NS_PER_BYTE: u64 = 60;
 /// Of one body.
 pub struct Pace {
     shard: Rc<Shard>,
+    taken_bytes: u64,
     wide: bool,
 }
 
 impl Pace {
     pub fn new(shard: &Rc<Shard>) -> Self {
-        Self { shard: Rc::clone(shard), wide: false }
+        Self { shard: Rc::clone(shard), taken_bytes: 0, wide: false }
     }
 
     /// How much to read next, after a client took so many bytes in so many nanoseconds.
     pub fn took(&mut self, bytes: usize, ns: u64) -> usize {
+        self.taken_bytes += bytes as u64;
         let wide = match ns / (bytes as u64).max(1) {
             _ if bytes < LARGE_CHUNK_BYTES => self.wide,
             per_byte if self.wide => per_byte <= SLOW_NS_PER_BYTE,
+            _ if self.taken_bytes < PROVEN_BYTES => false,
             per_byte => per_byte <= FAST_NS_PER_BYTE && self.shard.wide_bodies.get() < WIDE_MAX,
         };
         self.set(wide);
