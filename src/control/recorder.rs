@@ -41,8 +41,6 @@ pub(super) struct Family {
     /// In the order in which they were registered.
     pub(super) series: Vec<Series>,
     by_labels: HashMap<Labels, u32>,
-    /// The most labels that a series has.
-    labels_max: usize,
     cells: Cells,
 }
 
@@ -108,16 +106,8 @@ impl Recorder {
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let registry = self.lock();
         let family = registry.families.get(name)?;
-        if labels.len() == family.labels_max {
-            // None of the others can carry all of them.
-            let labels =
-                labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Labels>();
-            if let Some(at) = family.by_labels.get(&labels) {
-                return family.value(*at as usize);
-            }
-        }
-        let wanted = family.series.iter().zip(family.values()).filter(|(series, _)| carries(&series.labels, labels));
-        wanted.map(|(_, value)| value).reduce(|sum, value| sum + value)
+        let wanted = family.series.iter().enumerate().filter(|(_, series)| carries(&series.labels, labels));
+        wanted.filter_map(|(at, _)| family.value(at)).reduce(|sum, value| sum + value)
     }
 
     /// What the histograms of this name hold that carry all these labels, for quantiles.
@@ -181,7 +171,6 @@ impl Recorder {
             let at = family.series.len() as u32;
             let pairs = exposition::pairs(&labels);
             family.by_labels.insert(labels.clone(), at);
-            family.labels_max = family.labels_max.max(labels.len());
             family.series.push(Series { labels, pairs, cells: Vec::new(), written: RefCell::default() });
             at
         });
@@ -210,7 +199,7 @@ impl Family {
             Kind::Gauge => Cells::Gauges(Vec::new()),
             Kind::Histogram => Cells::Histograms(Vec::new()),
         };
-        Self { kind, help: String::new(), series: Vec::new(), by_labels: HashMap::new(), labels_max: 0, cells }
+        Self { kind, help: String::new(), series: Vec::new(), by_labels: HashMap::new(), cells }
     }
 
     /// Of counters: the value of each series; of another kind zeros.

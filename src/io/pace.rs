@@ -5,7 +5,7 @@ use super::body::LARGE_CHUNK_BYTES;
 use super::core::Shard;
 use std::rc::Rc;
 
-/// For a client that is fast. A GiB then takes a quarter less CPU time than in pieces of [`LARGE_CHUNK_BYTES`].
+/// For a client that is fast.
 const WIDE_CHUNK_BYTES: usize = 1024 * 1024;
 /// So many bodies of a shard at a time: a client may stop in the middle of a piece.
 const WIDE_MAX: u32 = 32;
@@ -32,14 +32,12 @@ impl Pace {
     /// How much to read next, after a client took so many bytes in so many nanoseconds.
     pub fn took(&mut self, bytes: usize, ns: u64) -> usize {
         self.taken_bytes += bytes as u64;
-        let wide = match ns / (bytes as u64).max(1) {
-            _ if bytes < LARGE_CHUNK_BYTES => self.wide,
-            per_byte if self.wide => per_byte <= SLOW_NS_PER_BYTE,
-            _ if self.taken_bytes < PROVEN_BYTES => false,
-            per_byte => per_byte <= FAST_NS_PER_BYTE && self.shard.wide_bodies.get() < WIDE_MAX,
-        };
-        self.set(wide);
-        if wide { WIDE_CHUNK_BYTES } else { LARGE_CHUNK_BYTES }
+        // A short piece says more of the server than of the client.
+        if bytes >= LARGE_CHUNK_BYTES {
+            let others = self.shard.wide_bodies.get() - u32::from(self.wide);
+            self.set(is_fast(self.wide, self.taken_bytes, ns / bytes as u64) && others < WIDE_MAX);
+        }
+        if self.wide { WIDE_CHUNK_BYTES } else { LARGE_CHUNK_BYTES }
     }
 
     fn set(&mut self, wide: bool) {
@@ -49,8 +47,31 @@ impl Pace {
     }
 }
 
+/// Whether a client that has taken so much, the last piece at this pace, is (still) fast.
+fn is_fast(was: bool, taken_bytes: u64, ns_per_byte: u64) -> bool {
+    ns_per_byte <= if was { SLOW_NS_PER_BYTE } else { FAST_NS_PER_BYTE } && taken_bytes >= PROVEN_BYTES
+}
+
 impl Drop for Pace {
     fn drop(&mut self) {
         self.set(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_fast_has_taken_much_and_stays_so_until_it_is_slow() {
+        for (was, taken_bytes, ns_per_byte, expected) in [
+            (false, PROVEN_BYTES, FAST_NS_PER_BYTE, true),
+            (false, PROVEN_BYTES, FAST_NS_PER_BYTE + 1, false),
+            (false, PROVEN_BYTES - 1, 0, false),
+            (true, PROVEN_BYTES, SLOW_NS_PER_BYTE, true),
+            (true, u64::MAX, SLOW_NS_PER_BYTE + 1, false),
+        ] {
+            assert_eq!(is_fast(was, taken_bytes, ns_per_byte), expected, "{was} {taken_bytes} {ns_per_byte}");
+        }
     }
 }

@@ -1,6 +1,9 @@
 """The admin address: metrics that a scraper accepts, health, readiness and status."""
 
+import ctypes
+import os
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -110,6 +113,40 @@ def test_what_is_not_there_is_404_and_what_changes_things_is_post(gateway):
 def test_admin_pages_are_not_on_the_public_port(gateway, origin):
     for path in ("/metrics", "/healthz", "/readyz", "/status"):
         assert gateway.get(path).text == path, "it is the origin's to answer"
+
+
+# pidfd_getfd(2), which Python has no function for; the number is the same on every architecture.
+SYS_PIDFD_GETFD = 438
+
+
+def other_end(pid, connection):
+    """The process's own socket of that connection."""
+    libc, process = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    try:
+        for fd in map(int, os.listdir(f"/proc/{pid}/fd")):
+            if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                continue
+            taken = libc.syscall(SYS_PIDFD_GETFD, process, fd, 0)
+            assert taken >= 0, os.strerror(ctypes.get_errno())
+            end = socket.socket(fileno=taken)
+            try:
+                if end.family == socket.AF_INET and end.getpeername() == connection.getsockname():
+                    return end
+            except OSError:
+                pass  # it listens
+            end.close()
+    finally:
+        os.close(process)
+    raise AssertionError("the process has no such connection")
+
+
+@pytest.mark.parametrize("address", ["admin", "port"])
+def test_the_end_of_an_answer_does_not_wait_for_an_acknowledgement(gateway, address):
+    with socket.create_connection(("127.0.0.1", getattr(gateway, address)), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with other_end(gateway.pid, connection) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_drain_over_the_admin_address(gateway):

@@ -176,7 +176,7 @@ fn routes(config: &Config, recorder: &Recorder, counted: &mut BTreeMap<(usize, C
     };
     let mut totals: BTreeMap<(usize, Class), u64> = BTreeMap::new();
     recorder.each_value("pilotlight_requests_total", |labels, count| {
-        if let Some(key) = place(labels).filter(|_| count > 0.0) {
+        if let Some(key) = place(labels) {
             *totals.entry(key).or_default() += count as u64;
         }
     });
