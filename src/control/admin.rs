@@ -1,7 +1,7 @@
 //! The admin HTTP server: ordinary code on the control thread. It answers from what the shards share, so it answers also when every
 //! shard is stuck; only `/purge` waits for them, and not for ever. Everything is bounded: connections, heads, bodies, time.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -38,6 +38,9 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const STALL_MS_MAX: u64 = 60_000;
 /// Pause after a failed accept: it fails for want of descriptors, and trying at once would only burn the core.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Descriptors that nobody but an operator gets. A shard's accept that was in flight already may take what is given up for one, and then
+/// the next is given up; shards hold back as soon as one of their accepts has failed.
+const SPARE_DESCRIPTORS: usize = 4;
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -73,8 +76,8 @@ where
     spare.keep();
     loop {
         let mut accepted = accept().await;
-        if accepted.is_err() && spare.0.take().is_some() {
-            // Whoever asks what is wrong when all descriptors are taken gets the one that was kept for that. Without a descriptor accept
+        if accepted.is_err() && spare.give() {
+            // Whoever asks what is wrong when all descriptors are taken gets one that was kept for that. Without a descriptor accept
             // fails also when nobody waits; then it must not stay free, or a shard has it.
             accepted = match tokio::time::timeout(Duration::ZERO, accept()).await {
                 Ok(accepted) => accepted,
@@ -100,15 +103,21 @@ where
     }
 }
 
-/// A descriptor that is kept for an operator.
+/// Descriptors that are kept for an operator.
 #[derive(Default)]
-struct Spare(Cell<Option<std::fs::File>>);
+struct Spare(RefCell<Vec<std::fs::File>>);
 
 impl Spare {
-    /// Takes one again, where there is none and one is to be had: best right after a connection has given back its own.
+    /// Takes what is missing, as far as it is to be had: best right after a connection has given back its own.
     fn keep(&self) {
-        let kept = self.0.take().or_else(|| std::fs::File::open("/dev/null").ok());
-        self.0.set(kept);
+        let mut kept = self.0.borrow_mut();
+        let missing = SPARE_DESCRIPTORS - kept.len();
+        kept.extend(std::iter::repeat_with(|| std::fs::File::open("/dev/null")).map_while(Result::ok).take(missing));
+    }
+
+    /// Closes one; whether there was one.
+    fn give(&self) -> bool {
+        self.0.borrow_mut().pop().is_some()
     }
 }
 

@@ -149,6 +149,8 @@ pub(super) fn warm_lists(state: &State) -> Vec<WarmStatus> {
     lists
         .map(|(at, list)| {
             let parts = || state.shared().iter().filter_map(|shared| shared.warm.get(at));
+            // First: who sees a list filled sees its age too.
+            let filled = parts().map(|part| part.filled.load(Acquire)).sum();
             let oldest_ms = parts().map(|part| part.oldest_mono_ms.load(Relaxed)).filter(|&ms| ms > 0).min();
             let next_ms = parts().map(|part| part.next_mono_ms.load(Relaxed)).filter(|&ms| ms > 0).min();
             WarmStatus {
@@ -156,7 +158,7 @@ pub(super) fn warm_lists(state: &State) -> Vec<WarmStatus> {
                 host: list.host.clone(),
                 // The configuration counts until every shard has said which part is its own.
                 total: parts().map(|part| part.total.load(Relaxed)).sum::<u64>().max(list.targets.len() as u64),
-                filled: parts().map(|part| part.filled.load(Relaxed)).sum(),
+                filled,
                 oldest_age_secs: oldest_ms.map(|ms| now_ms.saturating_sub(ms) as f64 / 1000.0),
                 next_refresh_secs: next_ms.map(|ms| ms.saturating_sub(now_ms) as f64 / 1000.0),
             }

@@ -500,9 +500,10 @@ impl Shard {
         let lists = state.warm.lists(self.common.config.warm.len());
         for (list, slot) in lists.iter().zip(&shared.warm) {
             slot.total.store(list.total, Ordering::Relaxed);
-            slot.filled.store(list.filled, Ordering::Relaxed);
             slot.oldest_mono_ms.store(list.oldest_mono_ms.unwrap_or(0), Ordering::Relaxed);
             slot.next_mono_ms.store(list.next_mono_ms.unwrap_or(0), Ordering::Relaxed);
+            // Last: who sees a list filled sees its age too.
+            slot.filled.store(list.filled, Ordering::Release);
         }
     }
 }

@@ -30,6 +30,11 @@ const ACCEPTS: usize = 4;
 const BACKLOG: i32 = 4096;
 /// Wait after an accept that failed for want of descriptors or memory: never spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Descriptors that must be free before a shard that had none tries again: what becomes free first is for who is connected already and
+/// for an operator, whose descriptor must not be taken in the instant in which it passes from one connection to the next.
+const DESCRIPTORS_LEFT: usize = 4;
+/// In pauses. After it a shard tries all the same: a limit may leave no more than that.
+const DESCRIPTORS_WITHIN: u32 = 20;
 /// Connections that may be lost in a row before it is taken for a fault that lasts. Fewer cost others no time.
 const LOST_IN_ROW_MAX: u32 = 32;
 
@@ -396,7 +401,19 @@ async fn pause(shard: &Shard, stopped: &Cell<bool>, error: &io::Error, lost_in_r
     }
     *lost_in_row = 0;
     complain(|| tracing::warn!(shard = shard.id, reason = fault.as_str(), %error, "cannot accept connections"));
-    monoio::time::sleep(ACCEPT_PAUSE).await;
+    for _ in 0..DESCRIPTORS_WITHIN {
+        monoio::time::sleep(ACCEPT_PAUSE).await;
+        if fault != AcceptFault::Descriptors || stopped.get() || has_descriptors(DESCRIPTORS_LEFT) {
+            return;
+        }
+    }
+}
+
+/// Whether as many can be opened, of this process' and of the system's.
+fn has_descriptors(count: usize) -> bool {
+    let opened: Vec<_> =
+        std::iter::repeat_with(|| std::fs::File::open("/dev/null")).map_while(Result::ok).take(count).collect();
+    opened.len() == count
 }
 
 /// accept(2): what has become of the one connection is no fault of the listener, and errors of the network that are pending on it count as

@@ -88,9 +88,11 @@ def test_no_descriptor_left(origin):
             assert is_hit(known.request("GET", "/stored"))
             time.sleep(0.2)
         used = (cpu_secs(gateway.pid) - before) / (time.monotonic() - started)
-        # Four accepts of each shard, every 50 ms. On a busy machine that says more than the CPU time it came to have.
+        # Four accepts of each shard, once a second. On a busy machine that says more than the CPU time it came to have.
         tries = (failed() - failed_before) / (time.monotonic() - started)
-        assert used < 0.15 and tries <= 2 * 4 * 20 * 1.1, f"{tries:.0f} tries a second, {used:.0%} of a core"
+        assert used < 0.15 and tries <= 2 * 4 * 1.5, f"{tries:.0f} tries a second, {used:.0%} of a core"
+        # An operator's descriptor is given back with each answer, and the clients that wait never take it.
+        assert all(http(gateway.admin, "GET", "/healthz", timeout=5).status == 200 for _ in range(100))
         paths = (f"/new/{n}" for n in itertools.count())
         # What was still being closed when the limit came leaves room for one or another.
         answers = (known.request("GET", path) for path in paths)
