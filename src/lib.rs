@@ -79,8 +79,10 @@
 //!   not suit a waiter makes it ask again, and then each variant has a lease of its own.
 //! - **A holder that vanishes.** A fetch that is dropped says so, and one that overstays (the sum of all time-outs it may run into,
 //!   [`io::core::Common::lease_ms`]) is passed over. The first who waits becomes the holder.
-//! - **Uncacheable marker.** An answer that may not be shared ends the lease and leaves a marker for two seconds. As long as it
-//!   stands, requests for the key go upstream side by side: nobody queues behind an answer that will be no use to them.
+//! - **Uncacheable marker.** An answer that may not be shared ends the lease and leaves a marker. As long as it stands, requests for
+//!   the key go upstream side by side: nobody queues behind an answer that will be no use to them. Every two seconds one of them
+//!   finds out under a lease whether it is still true, and the others do not wait for that. After an error page, which says nothing
+//!   of the next answer, the marker is gone after two seconds.
 //! - **Purge.** Every shard drops what the selector matches, entries and replicas, and *taints* the leases of those keys: their
 //!   results may still serve who waited, and are not stored, and who asks from then on starts a new fetch. Purges are numbered; an
 //!   owner answers with the number of the last purge it has seen, and the asker keeps a replica only if that is its own last one too. The

@@ -33,8 +33,11 @@ pub const RANGES_MAX: usize = 8;
 pub const WAITERS_PER_KEY_MAX: usize = 16 * 1024;
 /// Keys remembered as not shareable.
 pub const MARKERS_MAX: usize = 64 * 1024;
-/// How long such a key is remembered: long enough to release a convoy, short enough to notice a change of mind.
+/// When such a key is fetched for all again, by one request while the others still fetch for themselves: soon enough to notice a change of
+/// mind.
 pub const MARKER_MS: u64 = 2_000;
+/// For how long, and up to twice as long, a key is remembered that nobody asks for.
+pub const MARKER_KEPT_MS: u64 = 60_000;
 /// Background requests at once to an upstream without a `max_concurrency`.
 pub const UNLIMITED_BACKGROUND_MAX: u32 = 8;
 /// How much earlier a request of each further kind must have come to be served like one of the kind before it. So warming

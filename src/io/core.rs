@@ -301,7 +301,9 @@ impl Shard {
             Action::Fetch { query, kind, lease, stale } => {
                 let query = match self.routed(query) {
                     Ok(query) => query,
-                    Err(query) => return self.end_lease(query.hash, lease, FetchOutcome::NotShareable),
+                    Err(query) => {
+                        return self.end_lease(query.hash, lease, FetchOutcome::NotShareable { lasting: false });
+                    }
                 };
                 let shard = Rc::clone(self);
                 monoio::spawn(listener::catch(fetch::run(shard, query, kind, lease, stale, None)));

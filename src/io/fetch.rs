@@ -259,7 +259,7 @@ fn not_modified(
             }
         }
         Err(_) => {
-            guard.end(FetchOutcome::NotShareable);
+            guard.end(FetchOutcome::NotShareable { lasting: true });
             if let Some(flight) = flight {
                 flight.set(Stage::Done { object: old, revalidated: true, head: None });
             }
@@ -303,7 +303,7 @@ fn hand_over(
     prefix: Vec<u8>,
     reason: &'static str,
 ) {
-    guard.end(FetchOutcome::NotShareable);
+    guard.end(FetchOutcome::NotShareable { lasting: exchange.head.status < 500 });
     // A client that has left holds no reference any more: then the exchange ends here.
     if let Some(flight) = flight.filter(|flight| Rc::strong_count(flight) > 1) {
         flight.set(Stage::Handed { exchange: Box::new(exchange), prefix, reason });

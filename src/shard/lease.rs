@@ -1,7 +1,10 @@
 //! Who may fetch a key: at most one at a time, the others wait for its result.
 //!
-//! A lease ends in one of three ways: with an object, with "not shareable", which leaves a short-lived marker so that the next
-//! requests do not queue for each other, or with a failure. A holder that never answers is replaced by the first who waits.
+//! A lease ends in one of three ways: with an object, with "not shareable", which leaves a marker so that the next requests do not
+//! queue for each other, or with a failure. A holder that never answers is replaced by the first who waits.
+//!
+//! Every now and then a marked key is fetched under a lease all the same, as its answers may have become shareable. Whoever asks while
+//! that goes on still fetches alone: or a slow endpoint whose answers are never shared would stop all of its clients each time.
 
 use super::message::{Asker, LeaseId};
 use super::query::Query;
@@ -33,9 +36,57 @@ struct Lease {
 
 #[derive(Debug, Clone, Copy)]
 struct Marker {
-    until_mono_ms: u64,
+    /// From then on somebody may find out whether it is still true.
+    probe_at_mono_ms: u64,
+    /// It stands until that is known; else only until then.
+    lasting: bool,
     /// The primary key's part of the lease key.
     primary_len: usize,
+}
+
+/// Bounded in number and in time by being dropped by the half: what has not been marked anew for two turns is gone.
+#[derive(Debug, Default)]
+struct Markers {
+    young: HashMap<Box<[u8]>, Marker>,
+    old: HashMap<Box<[u8]>, Marker>,
+    turned_mono_ms: u64,
+}
+
+impl Markers {
+    /// The marker that stands for a key.
+    fn get(&self, key: &[u8], now_mono_ms: u64) -> Option<Marker> {
+        let marker = self.young.get(key).or_else(|| self.old.get(key)).copied()?;
+        (marker.lasting || now_mono_ms < marker.probe_at_mono_ms).then_some(marker)
+    }
+
+    fn insert(&mut self, key: Box<[u8]>, marker: Marker, now_mono_ms: u64) {
+        if self.young.len() >= limits::MARKERS_MAX / 2 {
+            self.turn(now_mono_ms);
+        }
+        self.young.insert(key, marker);
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+
+    fn retain(&mut self, keep: impl Fn(&[u8], &Marker) -> bool) {
+        self.young.retain(|key, marker| keep(key, marker));
+        self.old.retain(|key, marker| keep(key, marker));
+    }
+
+    fn turn(&mut self, now_mono_ms: u64) {
+        self.old = std::mem::take(&mut self.young);
+        self.turned_mono_ms = now_mono_ms;
+    }
+
+    fn sweep(&mut self, now_mono_ms: u64) {
+        if now_mono_ms >= self.turned_mono_ms + limits::MARKER_KEPT_MS {
+            self.turn(now_mono_ms);
+        }
+        self.retain(|_, marker| marker.lasting || now_mono_ms < marker.probe_at_mono_ms);
+    }
 }
 
 /// What is left of a lease that has ended.
@@ -50,7 +101,7 @@ pub struct Leases {
     by_id: HashMap<LeaseId, Lease>,
     by_key: HashMap<Box<[u8]>, LeaseId>,
     /// Lease keys whose last answer was not shareable.
-    markers: HashMap<Box<[u8]>, Marker>,
+    markers: Markers,
     next_id: u64,
 }
 
@@ -65,15 +116,13 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Claim {
-        if let Some(marker) = self.markers.get(key) {
-            if marker.until_mono_ms > now_mono_ms {
-                return Claim::Alone;
-            }
-            self.markers.remove(key);
+        let marker = self.markers.get(key, now_mono_ms);
+        if marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) {
+            return Claim::Alone;
         }
         if let Some(id) = self.by_key.get(key) {
             let lease = self.by_id.get_mut(id).expect("both maps name the same leases");
-            if lease.waiters.len() >= limits::WAITERS_PER_KEY_MAX {
+            if marker.is_some() || lease.waiters.len() >= limits::WAITERS_PER_KEY_MAX {
                 return Claim::Alone;
             }
             lease.waiters.push((asker, Arc::clone(query)));
@@ -90,9 +139,8 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Option<LeaseId> {
-        if self.by_key.contains_key(key)
-            || self.markers.get(key).is_some_and(|marker| marker.until_mono_ms > now_mono_ms)
-        {
+        let marker = self.markers.get(key, now_mono_ms);
+        if self.by_key.contains_key(key) || marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) {
             return None;
         }
         Some(self.grant(key.into(), primary_len, Vec::new(), deadline_mono_ms))
@@ -120,12 +168,22 @@ impl Leases {
         Some(Ended { waiters: lease.waiters, tainted: lease.tainted })
     }
 
-    /// As `end`, and marks the key as not shareable until then.
-    pub fn end_marked(&mut self, id: LeaseId, until_mono_ms: u64) -> Option<Ended> {
-        let lease = self.by_id.get(&id)?;
-        if self.markers.len() < limits::MARKERS_MAX {
-            self.markers.insert(lease.key.clone(), Marker { until_mono_ms, primary_len: lease.primary_len });
+    /// As `end`, with an answer that may be shared.
+    pub fn end_shared(&mut self, id: LeaseId) -> Option<Ended> {
+        if let Some(lease) = self.by_id.get(&id) {
+            self.markers.remove(&lease.key);
         }
+        self.end(id)
+    }
+
+    /// As `end`, and marks the key as not shareable. Where that is not `lasting`, it is forgotten when it is to be probed, unless it was
+    /// lasting before.
+    pub fn end_marked(&mut self, id: LeaseId, lasting: bool, now_mono_ms: u64) -> Option<Ended> {
+        let lease = self.by_id.get(&id)?;
+        let lasting = lasting || self.markers.get(&lease.key, now_mono_ms).is_some_and(|before| before.lasting);
+        let probe_at_mono_ms = now_mono_ms + limits::MARKER_MS;
+        let marker = Marker { probe_at_mono_ms, lasting, primary_len: lease.primary_len };
+        self.markers.insert(lease.key.clone(), marker, now_mono_ms);
         self.end(id)
     }
 
@@ -186,7 +244,7 @@ impl Leases {
 
     /// Forgets markers that have run out.
     pub fn sweep(&mut self, now_mono_ms: u64) {
-        self.markers.retain(|_, marker| marker.until_mono_ms > now_mono_ms);
+        self.markers.sweep(now_mono_ms);
     }
 
     /// Leases that have not ended.
@@ -208,14 +266,72 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::Token;
     use super::*;
+
+    fn query() -> Arc<Query> {
+        let (buf, head) = Query::reparse((*b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").into()).expect("it is well-formed");
+        Arc::new(Query::new(&Default::default(), buf, head, 0, false, None, false))
+    }
+
+    #[test]
+    fn while_one_probes_a_marked_key_the_others_fetch_alone() {
+        let (query, mut leases) = (query(), Leases::default());
+        let mut token = 0;
+        let mut claim = |leases: &mut Leases, now_mono_ms| {
+            token += 1;
+            let asker = Asker { shard: 0, token: Token { slot: token, generation: 0 } };
+            leases.claim(b"h/a", 3, asker, &query, now_mono_ms + 100_000, now_mono_ms)
+        };
+        let granted = |claim| match claim {
+            Claim::Granted(lease) => lease,
+            other => panic!("{other:?}"),
+        };
+        let due = limits::MARKER_MS;
+        let first = granted(claim(&mut leases, 0));
+        assert_eq!(claim(&mut leases, 0), Claim::Waiting, "nobody knows yet");
+        assert_eq!(leases.end_marked(first, true, 0).expect("it was held").waiters.len(), 1);
+        assert_eq!(claim(&mut leases, due - 1), Claim::Alone);
+        let probe = granted(claim(&mut leases, due));
+        assert_eq!(claim(&mut leases, due + 50), Claim::Alone, "nobody waits for the probe");
+        // An error does not undo what is known, and a probe that fails leaves it as it was.
+        leases.end_marked(probe, false, due + 50).expect("it was held");
+        assert_eq!(claim(&mut leases, due + 51), Claim::Alone);
+        let probe = granted(claim(&mut leases, 2 * due + 50));
+        leases.end(probe).expect("it was held");
+        let probe = granted(claim(&mut leases, 2 * due + 60));
+        assert_eq!(claim(&mut leases, 2 * due + 61), Claim::Alone);
+        leases.end_shared(probe).expect("it was held");
+        let next = granted(claim(&mut leases, 2 * due + 70));
+        assert_eq!(claim(&mut leases, 2 * due + 71), Claim::Waiting, "it may be shared again");
+        leases.end_marked(next, false, 3 * due).expect("it was held");
+        assert_eq!(claim(&mut leases, 3 * due), Claim::Alone);
+        granted(claim(&mut leases, 4 * due));
+        assert_eq!(claim(&mut leases, 4 * due), Claim::Waiting, "an error says nothing of the next answer");
+    }
+
+    #[test]
+    fn markers_are_bounded_in_number_and_time() {
+        let mut markers = Markers::default();
+        let marker = |probe_at_mono_ms| Marker { probe_at_mono_ms, lasting: true, primary_len: 1 };
+        for n in 0..2 * limits::MARKERS_MAX {
+            markers.insert(n.to_le_bytes().into(), marker(0), 0);
+        }
+        assert!(markers.young.len() + markers.old.len() <= limits::MARKERS_MAX);
+        let last = 2 * limits::MARKERS_MAX - 1;
+        assert!(markers.get(&last.to_le_bytes(), 0).is_some(), "the newest stay");
+        markers.sweep(limits::MARKER_KEPT_MS);
+        assert!(markers.get(&last.to_le_bytes(), 0).is_some());
+        markers.sweep(2 * limits::MARKER_KEPT_MS);
+        assert!(markers.young.is_empty() && markers.old.is_empty());
+    }
 
     #[test]
     fn an_invalidated_key_loses_the_markers_of_its_variants() {
         for (case, primary_len, stays) in [("a variant of the key", 3, false), ("another key", 4, true)] {
             let mut leases = Leases::default();
             let lease = leases.claim_quietly(b"h/a\0v", primary_len, 100, 0).expect(case);
-            leases.end_marked(lease, 50);
+            leases.end_marked(lease, true, 0);
             leases.taint(|held| held == b"h/a");
             assert_eq!(leases.claim_quietly(b"h/a\0v", primary_len, 100, 0).is_none(), stays, "{case}");
         }

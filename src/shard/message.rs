@@ -132,8 +132,11 @@ pub const NOT_CACHED: Failure = Failure {
 #[derive(Debug, Clone)]
 pub enum FetchOutcome {
     Stored(Arc<Object>),
-    /// The response may not be shared: everybody fetches alone.
-    NotShareable,
+    /// The response may not be shared: everybody fetches alone. `lasting` where the next one will hardly be another: an error says nothing
+    /// of that.
+    NotShareable {
+        lasting: bool,
+    },
     Failed(Failure),
 }
 

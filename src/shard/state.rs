@@ -452,7 +452,7 @@ impl State {
         let warm = self.warm.ended(lease);
         match outcome {
             FetchOutcome::Stored(object) => {
-                let Some(ended) = self.leases.end(lease) else {
+                let Some(ended) = self.leases.end_shared(lease) else {
                     return self.warm_retry(warm, now);
                 };
                 if !ended.tainted {
@@ -467,11 +467,11 @@ impl State {
                 let purge_seq = if ended.tainted { KEEP_NOWHERE } else { self.purge_seq };
                 self.release_with(ended, &object, purge_seq, now);
             }
-            FetchOutcome::NotShareable => {
+            FetchOutcome::NotShareable { lasting } => {
                 if let Some(at) = warm {
                     self.warm.not_cacheable(at, now.mono_ms);
                 }
-                if let Some(ended) = self.leases.end_marked(lease, now.mono_ms + limits::MARKER_MS) {
+                if let Some(ended) = self.leases.end_marked(lease, lasting, now.mono_ms) {
                     for (asker, _) in ended.waiters {
                         self.answer(asker, Reply::Alone);
                     }

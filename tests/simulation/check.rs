@@ -100,8 +100,8 @@ pub struct Ledger {
     /// Of each key on each shard the least version after the invalidations that have arrived there.
     invalidated: Vec<Vec<u64>>,
     pub made: HashMap<u64, Made>,
-    /// Of each key when its owner heard last that its answers are not to be shared.
-    marked: Vec<Option<u64>>,
+    /// Of each key when its owner heard last that its answers are not to be shared, and whether that is to last.
+    marked: Vec<Option<(u64, bool)>>,
     /// The key of every lease that was granted.
     keys: HashMap<(usize, LeaseId), usize>,
     /// Of each key the lease that must be the only one, and since when.
@@ -159,15 +159,26 @@ impl Ledger {
     }
 
     /// The owner hears that the answer may not be shared.
-    pub fn not_shareable(&mut self, owner: usize, lease: LeaseId, now_mono_ms: u64) {
-        self.marked[self.keys[&(owner, lease)]] = Some(now_mono_ms);
+    pub fn not_shareable(&mut self, owner: usize, lease: LeaseId, lasting: bool, now_mono_ms: u64) {
+        let marked = &mut self.marked[self.keys[&(owner, lease)]];
+        *marked = Some((now_mono_ms, lasting || marked.is_some_and(|(_, before)| before)));
+    }
+
+    /// The owner hears that it may be shared. Of a key that varies, only this variant.
+    pub fn shareable(&mut self, owner: usize, lease: LeaseId) {
+        let number = self.keys[&(owner, lease)];
+        if self.leases[number].is_some_and(|(at, id, _)| (at, id) == (owner, lease)) {
+            self.marked[number] = None;
+        }
     }
 
     /// The owner sends somebody away to fetch alone.
-    pub fn check_alone(&self, number: usize, now_mono_ms: u64) {
+    pub fn check_alone(&self, number: usize, varies: bool, now_mono_ms: u64) {
         let marked = self.marked[number];
+        // Beyond its time a mark holds only as long as somebody finds out. Which of the variants that is, is not known here.
+        let probed = varies || self.leases[number].is_some();
         assert!(
-            marked.is_some_and(|at| now_mono_ms < at + MARKER_MS),
+            marked.is_some_and(|(at, lasting)| now_mono_ms < at + MARKER_MS || (lasting && probed)),
             "alone for key {number}, which is marked {marked:?}"
         );
     }

@@ -151,10 +151,10 @@ impl World<'_> {
         let outcome = match luck {
             0..7 => FetchOutcome::Failed(FAULT),
             7..12 => FetchOutcome::Failed(REFUSED),
-            12..16 => FetchOutcome::NotShareable,
+            12..16 => FetchOutcome::NotShareable { lasting: luck < 14 },
             _ => match self.make_object(id, version) {
                 Some(object) => FetchOutcome::Stored(Arc::new(object)),
-                None => FetchOutcome::NotShareable,
+                None => FetchOutcome::NotShareable { lasting: true },
             },
         };
         self.finish(id, outcome);
@@ -276,7 +276,8 @@ impl World<'_> {
         let task = &mut self.tasks[id];
         task.stage = Stage::Over;
         let (shard, hash, lease, client) = (task.shard, task.query.hash, task.lease, task.client);
-        let is_handed_over = matches!(outcome, FetchOutcome::NotShareable) && client.is_some() && task.slot.is_some();
+        let is_handed_over =
+            matches!(outcome, FetchOutcome::NotShareable { .. }) && client.is_some() && task.slot.is_some();
         if is_handed_over {
             task.stage = Stage::HandedOver;
             let after_ms = self.rng.within(0, 50);

@@ -467,7 +467,9 @@ impl<'c> World<'c> {
         let Party::Client(client) = place.party else { panic!("alone, to who asked for a slot") };
         let query = &self.catalogue.asks[self.clients[client].ask].query;
         if owner_of(query.hash, self.states.len()) == owner {
-            self.ledger.check_alone(self.number_of(&query.key), self.now().mono_ms);
+            let (number, url) = self.catalogue.keys[&*query.key];
+            let varies = self.catalogue.urls[url].kind.varies();
+            self.ledger.check_alone(number, varies, self.now().mono_ms);
         }
     }
 
@@ -547,10 +549,14 @@ impl<'c> World<'c> {
     }
 
     fn lease_ended(&mut self, owner: usize, lease: LeaseId, outcome: &FetchOutcome) {
-        self.ledger.lease_ended(owner, lease);
-        if matches!(outcome, FetchOutcome::NotShareable) {
-            self.ledger.not_shareable(owner, lease, self.now().mono_ms);
+        match outcome {
+            FetchOutcome::NotShareable { lasting } => {
+                self.ledger.not_shareable(owner, lease, *lasting, self.now().mono_ms);
+            }
+            FetchOutcome::Stored(_) => self.ledger.shareable(owner, lease),
+            FetchOutcome::Failed(_) => {}
         }
+        self.ledger.lease_ended(owner, lease);
     }
 
     pub fn return_slot(
@@ -600,7 +606,7 @@ pub fn brief_reply(reply: &Reply) -> String {
 pub fn brief_outcome(outcome: &FetchOutcome) -> String {
     match outcome {
         FetchOutcome::Stored(object) => format!("stored #{:x}", object.generation),
-        FetchOutcome::NotShareable => "not shareable".to_owned(),
+        FetchOutcome::NotShareable { lasting } => format!("not shareable, lasting: {lasting}"),
         FetchOutcome::Failed(failure) => failure.label.to_owned(),
     }
 }
