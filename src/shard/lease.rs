@@ -38,10 +38,19 @@ struct Lease {
 struct Marker {
     /// From then on somebody may find out whether it is still true.
     probe_at_mono_ms: u64,
-    /// It stands until that is known; else only until then.
+    /// The next answer will hardly be another.
     lasting: bool,
+    /// Besides who fetched, others have asked. Only then does it matter that nobody waits, and is it worth its memory beyond its time.
+    wanted: bool,
     /// The primary key's part of the lease key.
     primary_len: usize,
+}
+
+impl Marker {
+    /// Whether it is to be heeded. If it lasts, it is until somebody knows better.
+    fn stands(&self, now_mono_ms: u64) -> bool {
+        now_mono_ms < self.probe_at_mono_ms || (self.lasting && self.wanted)
+    }
 }
 
 /// Bounded in number and in time by being dropped by the half: what has not been marked anew for two turns is gone.
@@ -54,9 +63,9 @@ struct Markers {
 
 impl Markers {
     /// The marker that stands for a key.
-    fn get(&self, key: &[u8], now_mono_ms: u64) -> Option<Marker> {
-        let marker = self.young.get(key).or_else(|| self.old.get(key)).copied()?;
-        (marker.lasting || now_mono_ms < marker.probe_at_mono_ms).then_some(marker)
+    fn get(&mut self, key: &[u8], now_mono_ms: u64) -> Option<&mut Marker> {
+        let marker = self.young.get_mut(key).or_else(|| self.old.get_mut(key));
+        marker.filter(|marker| marker.stands(now_mono_ms))
     }
 
     fn insert(&mut self, key: Box<[u8]>, marker: Marker, now_mono_ms: u64) {
@@ -85,7 +94,7 @@ impl Markers {
         if now_mono_ms >= self.turned_mono_ms + limits::MARKER_KEPT_MS {
             self.turn(now_mono_ms);
         }
-        self.retain(|_, marker| marker.lasting || now_mono_ms < marker.probe_at_mono_ms);
+        self.retain(|_, marker| marker.stands(now_mono_ms));
     }
 }
 
@@ -116,13 +125,15 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Claim {
-        let marker = self.markers.get(key, now_mono_ms);
-        if marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) {
+        let lease = self.by_key.get(key).map(|id| self.by_id.get_mut(id).expect("both maps name the same leases"));
+        if let Some(marker) = self.markers.get(key, now_mono_ms)
+            && (lease.is_some() || now_mono_ms < marker.probe_at_mono_ms)
+        {
+            marker.wanted = true;
             return Claim::Alone;
         }
-        if let Some(id) = self.by_key.get(key) {
-            let lease = self.by_id.get_mut(id).expect("both maps name the same leases");
-            if marker.is_some() || lease.waiters.len() >= limits::WAITERS_PER_KEY_MAX {
+        if let Some(lease) = lease {
+            if lease.waiters.len() >= limits::WAITERS_PER_KEY_MAX {
                 return Claim::Alone;
             }
             lease.waiters.push((asker, Arc::clone(query)));
@@ -140,7 +151,7 @@ impl Leases {
         now_mono_ms: u64,
     ) -> Option<LeaseId> {
         let marker = self.markers.get(key, now_mono_ms);
-        if self.by_key.contains_key(key) || marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) {
+        if marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) || self.by_key.contains_key(key) {
             return None;
         }
         Some(self.grant(key.into(), primary_len, Vec::new(), deadline_mono_ms))
@@ -180,9 +191,13 @@ impl Leases {
     /// lasting before.
     pub fn end_marked(&mut self, id: LeaseId, lasting: bool, now_mono_ms: u64) -> Option<Ended> {
         let lease = self.by_id.get(&id)?;
-        let lasting = lasting || self.markers.get(&lease.key, now_mono_ms).is_some_and(|before| before.lasting);
-        let probe_at_mono_ms = now_mono_ms + limits::MARKER_MS;
-        let marker = Marker { probe_at_mono_ms, lasting, primary_len: lease.primary_len };
+        let before = self.markers.get(&lease.key, now_mono_ms).copied();
+        let marker = Marker {
+            probe_at_mono_ms: now_mono_ms + limits::MARKER_MS,
+            lasting: lasting || before.is_some_and(|before| before.lasting),
+            wanted: !lease.waiters.is_empty() || before.is_some_and(|before| before.wanted),
+            primary_len: lease.primary_len,
+        };
         self.markers.insert(lease.key.clone(), marker, now_mono_ms);
         self.end(id)
     }
@@ -306,14 +321,19 @@ mod tests {
         assert_eq!(claim(&mut leases, 2 * due + 71), Claim::Waiting, "it may be shared again");
         leases.end_marked(next, false, 3 * due).expect("it was held");
         assert_eq!(claim(&mut leases, 3 * due), Claim::Alone);
-        granted(claim(&mut leases, 4 * due));
+        let next = granted(claim(&mut leases, 4 * due));
         assert_eq!(claim(&mut leases, 4 * due), Claim::Waiting, "an error says nothing of the next answer");
+        leases.end_shared(next).expect("it was held");
+        let next = granted(claim(&mut leases, 5 * due));
+        leases.end_marked(next, true, 5 * due).expect("it was held");
+        granted(claim(&mut leases, 6 * due));
+        assert_eq!(claim(&mut leases, 6 * due), Claim::Waiting, "what one client asks for is not remembered for long");
     }
 
     #[test]
     fn markers_are_bounded_in_number_and_time() {
         let mut markers = Markers::default();
-        let marker = |probe_at_mono_ms| Marker { probe_at_mono_ms, lasting: true, primary_len: 1 };
+        let marker = |probe_at_mono_ms| Marker { probe_at_mono_ms, lasting: true, wanted: true, primary_len: 1 };
         for n in 0..2 * limits::MARKERS_MAX {
             markers.insert(n.to_le_bytes().into(), marker(0), 0);
         }
