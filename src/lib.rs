@@ -82,7 +82,7 @@
 //! - **Uncacheable marker.** An answer that may not be shared ends the lease and leaves a marker. As long as it stands, requests for
 //!   the key go upstream side by side: nobody queues behind an answer that will be no use to them. Every two seconds one of them
 //!   finds out under a lease whether it is still true, and the others do not wait for that. After an error page, which says nothing
-//!   of the next answer, the marker is gone after two seconds.
+//!   of the next answer, and where something is stored for the key, the marker counts for two seconds only.
 //! - **Purge.** Every shard drops what the selector matches, entries and replicas, and *taints* the leases of those keys: their
 //!   results may still serve who waited, and are not stored, and who asks from then on starts a new fetch. Purges are numbered; an
 //!   owner answers with the number of the last purge it has seen, and the asker keeps a replica only if that is its own last one too. The

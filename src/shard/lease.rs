@@ -142,6 +142,13 @@ impl Leases {
         Claim::Granted(self.grant(key.into(), primary_len, Vec::new(), deadline_mono_ms))
     }
 
+    /// There is something stored for the key, so its answers may be shared as a rule: a marker beyond its time counts no more.
+    pub fn doubt(&mut self, key: &[u8], now_mono_ms: u64) {
+        if self.markers.get(key, now_mono_ms).is_some_and(|marker| now_mono_ms >= marker.probe_at_mono_ms) {
+            self.markers.remove(key);
+        }
+    }
+
     /// A lease that nobody asked for from outside (refresh, warm); `None` when one is running or the key is marked.
     pub fn claim_quietly(
         &mut self,
@@ -316,6 +323,9 @@ mod tests {
         leases.end(probe).expect("it was held");
         let probe = granted(claim(&mut leases, 2 * due + 60));
         assert_eq!(claim(&mut leases, 2 * due + 61), Claim::Alone);
+        // Something is stored: so waiting for the probe will do.
+        leases.doubt(b"h/a", 2 * due + 62);
+        assert_eq!(claim(&mut leases, 2 * due + 62), Claim::Waiting);
         leases.end_shared(probe).expect("it was held");
         let next = granted(claim(&mut leases, 2 * due + 70));
         assert_eq!(claim(&mut leases, 2 * due + 71), Claim::Waiting, "it may be shared again");

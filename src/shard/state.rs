@@ -378,6 +378,9 @@ impl State {
         }
         let lease_key = self.lease_key(query);
         let deadline = now.mono_ms + self.routes[query.route as usize].lease_ms;
+        if stale.is_some() {
+            self.leases.doubt(&lease_key, now.mono_ms);
+        }
         match self.leases.claim(&lease_key, query.key.len(), asker, query, deadline, now.mono_ms) {
             Claim::Granted(lease) => self.answer(asker, Reply::Fetch { hash: query.hash, lease, stale }),
             Claim::Waiting => {}
