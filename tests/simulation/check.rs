@@ -164,10 +164,12 @@ impl Ledger {
         *marked = Some((now_mono_ms, lasting || marked.is_some_and(|(_, before)| before)));
     }
 
-    /// The owner hears that it may be shared. Of a key that varies, only this variant.
-    pub fn shareable(&mut self, owner: usize, lease: LeaseId) {
+    /// The owner hears that it may be shared. Of a key that varies, only this variant; from a holder that is overdue, it may hear no more.
+    pub fn shareable(&mut self, owner: usize, lease: LeaseId, now_mono_ms: u64) {
         let number = self.keys[&(owner, lease)];
-        if self.leases[number].is_some_and(|(at, id, _)| (at, id) == (owner, lease)) {
+        if self.leases[number]
+            .is_some_and(|(at, id, since)| (at, id) == (owner, lease) && now_mono_ms < since + LEASE_MS)
+        {
             self.marked[number] = None;
         }
     }

@@ -553,7 +553,7 @@ impl<'c> World<'c> {
             FetchOutcome::NotShareable { lasting } => {
                 self.ledger.not_shareable(owner, lease, *lasting, self.now().mono_ms);
             }
-            FetchOutcome::Stored(_) => self.ledger.shareable(owner, lease),
+            FetchOutcome::Stored(_) => self.ledger.shareable(owner, lease, self.now().mono_ms),
             FetchOutcome::Failed(_) => {}
         }
         self.ledger.lease_ended(owner, lease);
