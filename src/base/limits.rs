@@ -36,7 +36,7 @@ pub const MARKERS_MAX: usize = 64 * 1024;
 /// When such a key is fetched for all again, by one request while the others still fetch for themselves: soon enough to notice a change of
 /// mind.
 pub const MARKER_MS: u64 = 2_000;
-/// For how long, and up to twice as long, a key is remembered that nobody asks for.
+/// How much longer such a key is remembered where several ask for it, and none has found out.
 pub const MARKER_KEPT_MS: u64 = 60_000;
 /// Background requests at once to an upstream without a `max_concurrency`.
 pub const UNLIMITED_BACKGROUND_MAX: u32 = 8;

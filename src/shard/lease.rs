@@ -47,54 +47,15 @@ struct Marker {
 }
 
 impl Marker {
-    /// Whether it is to be heeded. If it lasts, it is until somebody knows better.
+    /// Nobody is to fetch for others yet.
+    fn is_young(&self, now_mono_ms: u64) -> bool {
+        now_mono_ms < self.probe_at_mono_ms
+    }
+
+    /// Whether it is to be heeded.
     fn stands(&self, now_mono_ms: u64) -> bool {
-        now_mono_ms < self.probe_at_mono_ms || (self.lasting && self.wanted)
-    }
-}
-
-/// Bounded in number and in time by being dropped by the half: what has not been marked anew for two turns is gone.
-#[derive(Debug, Default)]
-struct Markers {
-    young: HashMap<Box<[u8]>, Marker>,
-    old: HashMap<Box<[u8]>, Marker>,
-    turned_mono_ms: u64,
-}
-
-impl Markers {
-    /// The marker that stands for a key.
-    fn get(&mut self, key: &[u8], now_mono_ms: u64) -> Option<&mut Marker> {
-        let marker = self.young.get_mut(key).or_else(|| self.old.get_mut(key));
-        marker.filter(|marker| marker.stands(now_mono_ms))
-    }
-
-    fn insert(&mut self, key: Box<[u8]>, marker: Marker, now_mono_ms: u64) {
-        if self.young.len() >= limits::MARKERS_MAX / 2 {
-            self.turn(now_mono_ms);
-        }
-        self.young.insert(key, marker);
-    }
-
-    fn remove(&mut self, key: &[u8]) {
-        self.young.remove(key);
-        self.old.remove(key);
-    }
-
-    fn retain(&mut self, keep: impl Fn(&[u8], &Marker) -> bool) {
-        self.young.retain(|key, marker| keep(key, marker));
-        self.old.retain(|key, marker| keep(key, marker));
-    }
-
-    fn turn(&mut self, now_mono_ms: u64) {
-        self.old = std::mem::take(&mut self.young);
-        self.turned_mono_ms = now_mono_ms;
-    }
-
-    fn sweep(&mut self, now_mono_ms: u64) {
-        if now_mono_ms >= self.turned_mono_ms + limits::MARKER_KEPT_MS {
-            self.turn(now_mono_ms);
-        }
-        self.retain(|_, marker| marker.stands(now_mono_ms));
+        let kept = self.lasting && self.wanted && now_mono_ms < self.probe_at_mono_ms + limits::MARKER_KEPT_MS;
+        self.is_young(now_mono_ms) || kept
     }
 }
 
@@ -110,7 +71,7 @@ pub struct Leases {
     by_id: HashMap<LeaseId, Lease>,
     by_key: HashMap<Box<[u8]>, LeaseId>,
     /// Lease keys whose last answer was not shareable.
-    markers: Markers,
+    markers: HashMap<Box<[u8]>, Marker>,
     next_id: u64,
 }
 
@@ -126,8 +87,8 @@ impl Leases {
         now_mono_ms: u64,
     ) -> Claim {
         let lease = self.by_key.get(key).map(|id| self.by_id.get_mut(id).expect("both maps name the same leases"));
-        if let Some(marker) = self.markers.get(key, now_mono_ms)
-            && (lease.is_some() || now_mono_ms < marker.probe_at_mono_ms)
+        if let Some(marker) = self.markers.get_mut(key)
+            && (marker.is_young(now_mono_ms) || (lease.is_some() && marker.stands(now_mono_ms)))
         {
             marker.wanted = true;
             return Claim::Alone;
@@ -144,7 +105,7 @@ impl Leases {
 
     /// There is something stored for the key, so its answers may be shared as a rule: a marker beyond its time counts no more.
     pub fn doubt(&mut self, key: &[u8], now_mono_ms: u64) {
-        if self.markers.get(key, now_mono_ms).is_some_and(|marker| now_mono_ms >= marker.probe_at_mono_ms) {
+        if self.markers.get(key).is_some_and(|marker| !marker.is_young(now_mono_ms)) {
             self.markers.remove(key);
         }
     }
@@ -157,8 +118,8 @@ impl Leases {
         deadline_mono_ms: u64,
         now_mono_ms: u64,
     ) -> Option<LeaseId> {
-        let marker = self.markers.get(key, now_mono_ms);
-        if marker.is_some_and(|marker| now_mono_ms < marker.probe_at_mono_ms) || self.by_key.contains_key(key) {
+        let marker = self.markers.get(key);
+        if self.by_key.contains_key(key) || marker.is_some_and(|marker| marker.is_young(now_mono_ms)) {
             return None;
         }
         Some(self.grant(key.into(), primary_len, Vec::new(), deadline_mono_ms))
@@ -194,18 +155,20 @@ impl Leases {
         self.end(id)
     }
 
-    /// As `end`, and marks the key as not shareable. Where that is not `lasting`, it is forgotten when it is to be probed, unless it was
-    /// lasting before.
+    /// As `end`, and marks the key as not shareable. Where that is not `lasting`, it counts until it is to be probed, unless it was lasting
+    /// before.
     pub fn end_marked(&mut self, id: LeaseId, lasting: bool, now_mono_ms: u64) -> Option<Ended> {
         let lease = self.by_id.get(&id)?;
-        let before = self.markers.get(&lease.key, now_mono_ms).copied();
+        let before = self.markers.get(&lease.key).filter(|before| before.stands(now_mono_ms));
         let marker = Marker {
             probe_at_mono_ms: now_mono_ms + limits::MARKER_MS,
             lasting: lasting || before.is_some_and(|before| before.lasting),
             wanted: !lease.waiters.is_empty() || before.is_some_and(|before| before.wanted),
             primary_len: lease.primary_len,
         };
-        self.markers.insert(lease.key.clone(), marker, now_mono_ms);
+        if before.is_some() || self.markers.len() < limits::MARKERS_MAX {
+            self.markers.insert(lease.key.clone(), marker);
+        }
         self.end(id)
     }
 
@@ -266,7 +229,7 @@ impl Leases {
 
     /// Forgets markers that have run out.
     pub fn sweep(&mut self, now_mono_ms: u64) {
-        self.markers.sweep(now_mono_ms);
+        self.markers.retain(|_, marker| marker.stands(now_mono_ms));
     }
 
     /// Leases that have not ended.
@@ -342,18 +305,20 @@ mod tests {
 
     #[test]
     fn markers_are_bounded_in_number_and_time() {
-        let mut markers = Markers::default();
-        let marker = |probe_at_mono_ms| Marker { probe_at_mono_ms, lasting: true, wanted: true, primary_len: 1 };
-        for n in 0..2 * limits::MARKERS_MAX {
-            markers.insert(n.to_le_bytes().into(), marker(0), 0);
+        let (query, mut leases) = (query(), Leases::default());
+        let asker = Asker { shard: 0, token: Token { slot: 0, generation: 0 } };
+        let mut mark = |n: usize| {
+            let lease = leases.claim_quietly(&n.to_le_bytes(), 8, 100_000, 0).expect("nobody asked for it");
+            leases.end_marked(lease, true, 0);
+            leases.claim(&n.to_le_bytes(), 8, asker, &query, 100_000, 0)
+        };
+        assert!((0..limits::MARKERS_MAX).all(|n| mark(n) == Claim::Alone));
+        assert!(matches!(mark(limits::MARKERS_MAX), Claim::Granted(_)), "there is room for no more");
+        let kept_ms = limits::MARKER_MS + limits::MARKER_KEPT_MS;
+        for (now_mono_ms, left) in [(kept_ms - 1, limits::MARKERS_MAX), (kept_ms, 0)] {
+            leases.sweep(now_mono_ms);
+            assert_eq!(leases.markers.len(), left, "after {now_mono_ms} ms");
         }
-        assert!(markers.young.len() + markers.old.len() <= limits::MARKERS_MAX);
-        let last = 2 * limits::MARKERS_MAX - 1;
-        assert!(markers.get(&last.to_le_bytes(), 0).is_some(), "the newest stay");
-        markers.sweep(limits::MARKER_KEPT_MS);
-        assert!(markers.get(&last.to_le_bytes(), 0).is_some());
-        markers.sweep(2 * limits::MARKER_KEPT_MS);
-        assert!(markers.young.is_empty() && markers.old.is_empty());
     }
 
     #[test]
