@@ -184,3 +184,31 @@ fn lane(inbox: &mut Inbox, bell: &Arc<Doorbell>) -> Lane {
     inbox.peers.push(consumer);
     Lane { ring, overflow: VecDeque::new(), bell: Arc::clone(bell) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn only_a_shard_that_sleeps_is_rung_and_only_once() {
+        let (mut mailboxes, control) = build(2).expect("socket pairs");
+        let (mut inbox, _) = mailboxes.pop().expect("the second shard's");
+        let (_, mut outbox) = mailboxes.pop().expect("the first shard's");
+        let mut wire = inbox.wire.take().expect("nobody has taken it");
+        let mut rung = || wire.read(&mut [0; 16]).unwrap_or(0);
+        let mut send = || outbox.send(1, Parcel::Message(Message::InvalidateUrl { url: [].into() }));
+
+        send();
+        assert_eq!(rung(), 0, "it looks at its rings anyway");
+        inbox.bell.going_to_sleep();
+        send();
+        assert!(control[1].send(Command::Drain));
+        send();
+        assert_eq!(rung(), 1, "one is enough to wake it");
+        inbox.bell.awake();
+        send();
+        assert_eq!(rung(), 0, "it is awake");
+        assert_eq!(std::iter::from_fn(|| inbox.take()).count(), 5, "all has arrived");
+    }
+}

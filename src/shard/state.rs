@@ -841,3 +841,6 @@ impl State {
         self.leases.waiters()
     }
 }
+
+#[cfg(test)]
+mod tests;
