@@ -163,13 +163,14 @@ def test_slots_that_hang_are_named_with_the_routes_that_hold_them(origin):
     gate = threading.Event()
     origin.on("/", lambda r: Reply("x", gate=gate))
     with serve(origin) as gateway:
-        threads = [
-            threading.Thread(target=gateway.get, args=(path,), kwargs={"timeout": 60}, daemon=True)
-            for path in ("/slow/1", "/slow/2", "/slow/3", "/other", "/waits")
-        ]
+        threads = []
+        # One route's are with the origin before the other asks: which two of these have the last slot is their race.
+        for paths, with_origin in (("/slow/1", "/slow/2", "/slow/3"), 3), (("/other", "/waits"), 4):
+            for path in paths:
+                threads.append(threading.Thread(target=gateway.get, args=(path,), kwargs={"timeout": 60}, daemon=True))
+                threads[-1].start()
+            wait_until(lambda: origin.inflight == with_origin, 10, f"{with_origin} requests with the origin")
         hung = time.time()
-        for thread in threads:
-            thread.start()
         found = named(gateway, "slots_exhausted", "app", hung)
         assert "held by /slow/ (3), / (1)" in found["detail"], found
         assert "all 4 slots" in found["detail"] and "1 requests wait" in found["detail"], found
