@@ -12,6 +12,7 @@ use crate::control::listener::Listener;
 use crate::control::recorder::Recorder;
 use crate::control::reload::{Planned, Renew};
 use crate::control::room;
+use crate::control::signals::Signals;
 use crate::control::snapshot::{Place, Restored, Store};
 use crate::control::upgrade::Handover;
 use crate::control::{Control, Ended};
@@ -192,6 +193,8 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
     // Rings that nobody writes into cost no memory, and a reload may want them.
     let (journals, far): (Vec<_>, Vec<_>) = (0..shards).map(|_| RingBuffer::new(RING_RECORDS)).unzip();
     let log = AccessLog::start(Arc::clone(&config), far).map_err(BootError::Log)?;
+    // Before anybody is served, who would be cut off by a signal that nobody obeys yet.
+    let signals = Signals::take()?;
     let of_shards = mailboxes.into_iter().zip(states).zip(bound).zip(journals);
     for (id, ((((inbox, outbox), state), bound), journal)) in of_shards.enumerate() {
         let start = Start {
@@ -221,7 +224,7 @@ pub fn serve(config: Config, load: Load) -> Result<Ended, BootError> {
         successor: Arc::new(again),
         handover,
         sockets_kept: kept,
-        signals: true,
+        signals: Some(signals),
     };
     let (ended, listen) = control.run()?;
     log.finish();

@@ -22,6 +22,7 @@ pub mod room;
 mod scrape;
 mod servers;
 mod service;
+pub mod signals;
 pub mod snapshot;
 mod status;
 #[cfg(test)]
@@ -34,17 +35,13 @@ pub mod watchdog;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
-
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
 use crate::base::current::Current;
 use crate::config::{Addr, Config, Endpoint};
@@ -54,6 +51,7 @@ use listener::Listener;
 use recorder::Recorder;
 use reload::Renew;
 use servers::Servers;
+use signals::{Signal, Signals};
 use upgrade::{Handover, Successor};
 
 /// How often it is looked whether the shards have ended.
@@ -91,8 +89,8 @@ pub struct Control {
     pub handover: Option<Handover>,
     /// Somebody else keeps the listening sockets: they must not be shut down.
     pub sockets_kept: bool,
-    /// Whether to take SIGTERM, SIGINT, SIGHUP and SIGUSR2.
-    pub signals: bool,
+    /// `None`: nobody's signals are obeyed.
+    pub signals: Option<Signals>,
 }
 
 /// How the program came to its end.
@@ -126,6 +124,8 @@ struct State {
     /// The process that accepts instead of this one.
     successor_pid: Cell<Option<u32>>,
     handed_over: Notify,
+    /// This one takes no more connections at the admin address.
+    withdrawn: Notify,
     /// Of the configuration; 1 is the first.
     generation: Cell<u64>,
     /// Why the last reload failed, if it did.
@@ -189,9 +189,7 @@ impl Control {
 
     async fn until_end(self) -> io::Result<(Ended, Vec<Addr>)> {
         assert_eq!(self.shards.count(), self.shards.shared().len(), "each shard shares its numbers");
-        let mut signals = Signals::new(self.signals, &[SIGTERM, SIGINT])?;
-        let hangup = Signals::new(self.signals, &[SIGHUP])?;
-        let upgrade = Signals::new(self.signals, &[SIGUSR2])?;
+        let [mut end, hangup, upgrade] = Signals::apart(self.signals)?;
         let room = room::Recent::default();
         let state = Rc::new(State {
             started_mono_ms: self.shards.now_mono_ms(),
@@ -202,6 +200,7 @@ impl Control {
             successor: self.successor,
             successor_pid: Cell::new(None),
             handed_over: Notify::new(),
+            withdrawn: Notify::new(),
             generation: Cell::new(1),
             reload_error: RefCell::new(None),
             board: RefCell::default(),
@@ -235,7 +234,7 @@ impl Control {
         state.servers().spawn(Rc::new(servers::System));
         tokio::select! {
             failed = serve(self.listener, self.handover, &state) => match failed? {},
-            ended = life(&state, &mut signals, self.on_drain, self.sockets_kept) => Ok((ended, state.config.server.listen.clone())),
+            ended = life(&state, &mut end, self.on_drain, self.sockets_kept) => Ok((ended, state.config.server.listen.clone())),
         }
     }
 }
@@ -254,9 +253,13 @@ async fn serve(listener: Listener, handover: Option<Handover>, state: &Rc<State>
         None => drop(tokio::task::spawn_local(say_ready(state.clone()))),
     }
     tokio::select! {
-        failed = admin::serve(listener, state.clone()) => failed,
-        () = state.handed_over.notified() => std::future::pending().await,
+        // A connection that waits is for the other process.
+        biased;
+        () = state.handed_over.notified() => {}
+        failed = admin::serve(listener, state.clone()) => return failed,
     }
+    state.withdrawn.notify_one();
+    std::future::pending().await
 }
 
 /// The service manager waits for shards that accept, not for warm lists: those may take as long as the upstreams do.
@@ -268,7 +271,7 @@ async fn say_ready(state: Rc<State>) {
 }
 
 /// Waits for the wish to end, then for the end.
-async fn life(state: &State, signals: &mut Signals, on_drain: Box<dyn Fn() + Send>, sockets_kept: bool) -> Ended {
+async fn life(state: &State, signals: &mut Signal, on_drain: Box<dyn Fn() + Send>, sockets_kept: bool) -> Ended {
     tokio::select! {
         () = signals.next() => {}
         () = state.drain_requested.notified() => {}
@@ -351,7 +354,7 @@ async fn all_ended(state: &State) {
 }
 
 /// SIGHUP asks for a reload. What came of it is in the log.
-async fn hangups(state: Rc<State>, mut signals: Signals) {
+async fn hangups(state: Rc<State>, mut signals: Signal) {
     loop {
         signals.next().await;
         let _ = reload::reload(&state).await;
@@ -359,39 +362,10 @@ async fn hangups(state: Rc<State>, mut signals: Signals) {
 }
 
 /// SIGUSR2 asks for an upgrade.
-async fn upgrades(state: Rc<State>, mut signals: Signals) {
+async fn upgrades(state: Rc<State>, mut signals: Signal) {
     loop {
         signals.next().await;
         let _ = upgrade::upgrade(&state).await;
-    }
-}
-
-/// Signals, as bytes through a socket: the handler itself does nothing else.
-struct Signals(Option<tokio::net::UnixStream>);
-
-impl Signals {
-    fn new(wanted: bool, numbers: &[i32]) -> io::Result<Self> {
-        if !wanted {
-            return Ok(Self(None));
-        }
-        let (read, write) = UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        for number in numbers {
-            signal_hook::low_level::pipe::register(*number, write.try_clone()?)?;
-        }
-        Ok(Self(Some(tokio::net::UnixStream::from_std(read)?)))
-    }
-
-    async fn next(&mut self) {
-        let mut byte = [0];
-        // The handlers hold the other end for the life of the process, so reading neither ends nor fails.
-        let signalled = match &mut self.0 {
-            Some(pipe) => pipe.read_exact(&mut byte).await.is_ok(),
-            None => false,
-        };
-        if !signalled {
-            std::future::pending().await
-        }
     }
 }
 

@@ -7,8 +7,10 @@ use crate::config::Addr;
 use crate::control::upgrade::{Started, Successor};
 use crate::io::listener::Bound;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -110,8 +112,10 @@ impl Successor for Again {
         let program = self.program.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
         let (near, far) = UnixStream::pair()?;
         near.set_nonblocking(true)?;
+        // Open until it has started.
+        let sockets = listening()?;
         let mut passed = vec![far.as_raw_fd()];
-        passed.extend(listening()?);
+        passed.extend(sockets.iter().map(AsRawFd::as_raw_fd));
         let named: Vec<String> = passed.iter().map(RawFd::to_string).collect();
         let mut command = Command::new(program);
         command.args(&self.arguments);
@@ -125,16 +129,39 @@ impl Successor for Again {
         // SAFETY: between fork and exec it makes system calls alone, on memory that was made before.
         unsafe { command.pre_exec(move || pass_on(&passed)) };
         let child = command.spawn()?;
-        drop(far);
+        drop((far, sockets));
         Ok(Started::new(child, near))
     }
 }
 
-/// Every listening socket of this process.
-fn listening() -> io::Result<Vec<RawFd>> {
+/// Every listening socket of this process, once however many descriptors it has. The descriptors are copies, which are open whatever
+/// shards close meanwhile.
+fn listening() -> io::Result<Vec<OwnedFd>> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
-    let fds = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    Ok(fds.filter(|fd| is_listening(*fd)).collect())
+    let fds: Vec<RawFd> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let mut sockets: Vec<(u64, OwnedFd)> = Vec::new();
+    for fd in fds.into_iter().filter(|fd| is_listening(*fd)) {
+        // By now the number may be closed, or another file's.
+        let Some(copy) = copy_of(fd)? else { continue };
+        let file = File::from(copy);
+        let inode = file.metadata()?.ino();
+        if is_listening(file.as_raw_fd()) && sockets.iter().all(|(known, _)| *known != inode) {
+            sockets.push((inode, file.into()));
+        }
+    }
+    Ok(sockets.into_iter().map(|(_, socket)| socket).collect())
+}
+
+/// `None`: it is not open.
+fn copy_of(fd: RawFd) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: the call takes no pointers.
+    match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) } {
+        // SAFETY: the call has just made it, so nobody else owns it.
+        copy @ 0.. => Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) })),
+        _ => Some(io::Error::last_os_error())
+            .filter(|error| error.raw_os_error() != Some(libc::EBADF))
+            .map_or(Ok(None), Err),
+    }
 }
 
 /// Nothing outlives the exec but these: a client's connection that did would stay open when this process has closed it.
@@ -159,5 +186,24 @@ pub fn into_fd(bound: Bound) -> OwnedFd {
     match bound {
         Bound::Tcp(listener) => listener.into(),
         Bound::Unix(listener) => listener.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_socket_with_two_descriptors_is_passed_once_and_outlives_both() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let second = socket.try_clone().unwrap();
+        let found = listening().unwrap();
+        drop((socket, second));
+        let of = |fd: OwnedFd| TcpListener::from(fd).local_addr().ok();
+        let ours = found.into_iter().map(of).filter(|found| *found == Some(addr));
+        assert_eq!(ours.count(), 1);
+        assert!(copy_of(-1).unwrap().is_none());
     }
 }

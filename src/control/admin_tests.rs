@@ -14,6 +14,7 @@ use super::*;
 use crate::config::{Addr, BusyPoll, Cache, Config, Log, Route, Server, WarmList};
 use crate::control::link::{Acks, Command, ShardShared, Shards};
 use crate::control::recorder::Recorder;
+use crate::control::signals::Signals;
 use crate::control::{Control, Ended, strict};
 
 /// Shards that answer at once, unless they are stuck; everything they were sent is kept.
@@ -169,7 +170,7 @@ fn start_with(recorder: Recorder, signals: bool) -> Running {
         successor: Arc::new(NoRenewal),
         handover: None,
         sockets_kept: false,
-        signals,
+        signals: signals.then(|| Signals::take().unwrap()),
     };
     Running { addr, shards, thread: std::thread::spawn(move || control.run().unwrap().0) }
 }

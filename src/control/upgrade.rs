@@ -116,7 +116,9 @@ async fn attempt(state: &State) -> Result<u32, UpgradeError> {
     service::handed_over(pid);
     state.successor_pid.set(Some(pid));
     drop(turn);
-    state.handed_over.notify_waiters();
+    state.handed_over.notify_one();
+    // Whoever is told that another process serves is not answered by this one when it asks again.
+    let _ = timeout(ANSWER_WITHIN, state.withdrawn.notified()).await;
     state.drain_requested.notify_one();
     Ok(pid)
 }

@@ -1,6 +1,7 @@
 """SIGUSR2 and `pilotlight upgrade`: the program is replaced under load, and no connection is refused or broken."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -54,8 +55,16 @@ class Upgraded(Gateway):
     def upgrade(self):
         done = run("upgrade", "--admin", f"127.0.0.1:{self.admin}", timeout=60)
         if done.returncode == 0:
-            self.pids.append(self.serving())
+            self.pids.append(json.loads(done.stdout)["pid"])
         return done
+
+    def upgraded(self, before):
+        """Waits until another process than this one has answered, asked for in a way that tells nobody when."""
+        self.pids.append(wait_until(lambda: self.serving_or_none(before), 20, "the new process"))
+
+    def serving_or_none(self, before):
+        with contextlib.suppress(OSError, HttpError):
+            return pid if (pid := self.serving()) != before else None
 
     def serving(self):
         return self.status()["pid"]
@@ -90,8 +99,7 @@ def test_three_upgrades_under_load_fail_no_request(origin, tmp_path):
                 before = gateway.serving()
                 if turn == 1:
                     os.kill(before, signal.SIGUSR2)
-                    wait_until(lambda: serving_or_none(gateway) not in (before, None), 20, "the new process")
-                    gateway.pids.append(gateway.serving())
+                    gateway.upgraded(before)
                 else:
                     done = gateway.upgrade()
                     assert done.returncode == 0, done.stderr
@@ -106,11 +114,13 @@ def test_three_upgrades_under_load_fail_no_request(origin, tmp_path):
     assert reports[0]["answers_per_s"] > 0.9 * RATE, "the load was not made: nothing was shown"
 
 
-def serving_or_none(gateway):
-    try:
-        return gateway.serving()
-    except (OSError, HttpError):
-        return None
+def test_who_is_told_of_it_is_answered_by_the_new_process(origin):
+    with Upgraded(origin) as gateway:
+        for _ in range(15):
+            answer = http(gateway.admin, "POST", "/upgrade", (), b"", timeout=20)
+            assert answer.status == 200, answer
+            gateway.pids.append(answer.json()["pid"])
+            assert gateway.serving() == gateway.pids[-1]
 
 
 def test_what_is_in_flight_ends_in_the_old_process(origin):
@@ -193,8 +203,7 @@ def test_the_new_process_accepts_when_it_is_warm(origin):
             assert gateway.get("/warm", {"Host": "a.test"}).text == "warm"
             assert gateway.serving() == old, "cold as it is, the new process answers nobody"
         gate.set()
-        wait_until(lambda: serving_or_none(gateway) not in (old, None), 10, "the new process")
-        gateway.pids.append(gateway.serving())
+        gateway.upgraded(old)
 
 
 def test_the_cache_is_handed_over(origin):
@@ -305,7 +314,8 @@ def test_sockets_of_a_manager_outlive_the_service(origin, tmp_path):
             for at in range(3):
                 os.dup2(100 + at, 3 + at)
 
-        for _ in range(2):
+        # Told to end as soon as it has answered, at times before it has said that it is ready.
+        for _ in range(10):
             command = ["sh", "-c", 'export LISTEN_PID=$$; exec "$0" "$@"', binary(), "serve", "--config", str(tmp_path / "p.toml")]
             # Asked before anybody runs: the manager's sockets take the connection, and the service answers it.
             early = Connection(held[0].getsockname()[1])
