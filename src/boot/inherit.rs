@@ -155,13 +155,13 @@ fn listening() -> io::Result<Vec<OwnedFd>> {
 /// `None`: it is not open.
 fn copy_of(fd: RawFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: the call takes no pointers.
-    match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) } {
-        // SAFETY: the call has just made it, so nobody else owns it.
-        copy @ 0.. => Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) })),
-        _ => Some(io::Error::last_os_error())
-            .filter(|error| error.raw_os_error() != Some(libc::EBADF))
-            .map_or(Ok(None), Err),
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::EBADF) { Ok(None) } else { Err(error) };
     }
+    // SAFETY: the call has just made it, so nobody else owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) }))
 }
 
 /// Nothing outlives the exec but these: a client's connection that did would stay open when this process has closed it.

@@ -1,3 +1,5 @@
+//! Two shards, and the mail between them carried by hand.
+
 use super::*;
 use crate::cache::freshness::Validity;
 use crate::cache::object::Parts;
